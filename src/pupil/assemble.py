@@ -1,0 +1,170 @@
+"""Settings -> what a stage needs: prepared data, loaders, networks with their seeds, the frozen teacher, the method."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pupil import checkpoint, models
+from pupil.config import HOME, Settings, plain
+from pupil.data import Prepared, load
+from pupil.data.resident import Augment, Resident
+from pupil.fit import Optim
+from pupil.methods import METHODS
+from pupil.methods.alone import Alone
+from pupil.methods.base import Method, Setup
+from pupil.net import FrozenLinear, Net, probe
+from pupil.types import UserError
+
+
+class Job(NamedTuple):
+    """One training, built and not yet begun."""
+
+    stage: str  # train_teacher | train_student | retrain_teacher | distill
+    title: str
+    method: Method | Alone
+    teacher: Net | None
+    optim: Optim
+    seed: int
+    meta: dict[str, Any]  # of the checkpoint: network, method, surgery, role, teacher
+    params: dict[str, Any]  # of the record
+    teacher_folder: Path | None
+
+
+class Loaders(NamedTuple):
+    train: Resident
+    val: Resident
+    test: Resident
+
+
+def single(settings: Settings, data: Prepared) -> Job:
+    """A network on labels: a teacher, a matched baseline student, or SH-KD's teacher."""
+    role = settings.train.role
+    network = settings.train.network or (settings.students if role == "student" else settings.teachers)[0]
+    own_seed = settings.seeds[0] if role == "student" else settings.teacher.seed
+    seed = own_seed if settings.train.seed is None else settings.train.seed
+    optim = settings.optim if role == "student" else settings.teacher.optim
+    settings.refuse_unused("data", "train", "protocol", "prepared", "optim" if role == "student" else "teacher")
+    net = student(network, len(data.manifest["classes"]), seed)
+    params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
+    meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
+    if role != "shkd":
+        stage, title = ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
+        return Job(stage, title, Alone(net), None, optim, seed, meta, params, None)
+    folder = find(settings.train.head_of or f"out/models/student/{settings.students[0]}/{settings.seeds[0]}")
+    lender, lent = checkpoint.load(folder)
+    same_classes(lent, data, folder)
+    theirs, ours = lender.head.weight.shape[1], net.head.weight.shape[1]  # type: ignore[union-attr,index]
+    if theirs != ours:
+        raise UserError(
+            f"shkd: {network}'s embedding must be as wide as that of {lent['network']}, whose classifier it borrows;"
+            f" got {ours} and {theirs}; choose a pair of equal width"
+        )
+    net.head = FrozenLinear.of(lender.head)
+    params |= {"head_of": lent["network"]}
+    meta |= {"head": {"network": lent["network"], "sha256": lent["sha256"]}}
+    title = f"teacher {network} under {lent['network']}'s classifier (SH-KD)"
+    return Job("retrain_teacher", title, Alone(net), None, optim, seed, meta, params, folder)
+
+
+def distillation(settings: Settings, data: Prepared) -> Job:
+    """A student taught by a frozen teacher."""
+    cell = settings.distill
+    settings.refuse_unused("data", "optim", "distill", "protocol", "hp", "prepared")
+    network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
+    seed = settings.seeds[0] if cell.seed is None else cell.seed
+    folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
+    teacher, taught = checkpoint.load(folder)
+    expected = cell.teacher or (None if cell.checkpoint else settings.teachers[0])
+    if expected not in (None, taught["network"]):
+        raise UserError(f"{folder} holds a {taught['network']}, but the teacher asked for is {expected}; give distill.teacher or another folder")
+    same_classes(taught, data, folder)
+    m, classes = data.manifest, len(data.manifest["classes"])
+    method = build_method(
+        name, student(network, classes, seed), teacher, m["image_size"], data.splits["train"][1], settings.hp[name], seed
+    )
+    shared = taught["role"] == "shkd"
+    label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
+    hp = plain(settings.hp[name])
+    params = {"role": "distilled", "network": network, "teacher": label, "method": name, "seed": seed}
+    params |= {"optim": plain(settings.optim), "hp": hp}
+    ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
+    meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
+    title = f"{network} from {label} by {name}, seed {seed}"
+    return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder)
+
+
+def build_method(name: str, net: Net, teacher: Net, image_size: int, labels: Tensor, hp: Method.Config, seed: int) -> Method:
+    """The method around a student; what it initialises has a random stream of its own.  `labels`: of the training set."""
+    setup = Setup(net, teacher, probe(net, image_size), probe(teacher, image_size), labels)
+    seed_everything("method", seed)
+    return METHODS[name](setup, hp)
+
+
+def student(network: str, classes: int, seed: int) -> Net:
+    """The initial network of a seed: the same whatever is done to it afterwards."""
+    seed_everything("network", seed)
+    return models.build(network, classes)
+
+
+def seed_everything(stream: str, seed: int) -> None:
+    """Seeds torch for one purpose; streams of the same seed are independent."""
+    digest = hashlib.sha256(f"{stream} {seed}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def prepared(settings: Settings) -> Prepared:
+    """What the prepare stage left; it must have been prepared for these settings."""
+    folder = find(settings.prepared)
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"no prepared data in {settings.prepared}; run dvc repro prepare first")
+    data = load(folder)
+    ours, theirs = plain(settings.data), data.manifest["config"]
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise UserError(
+                f"{settings.prepared} was prepared with data.{key} = {theirs.get(key)!r}, now it is {value!r}; run dvc repro prepare,"
+                f" or python stages/prepare.py data.{key}={value} out=runs/data and give prepared=runs/data"
+            )
+    return data
+
+
+def loaders(data: Prepared, batch_size: int, seed: int, device: torch.device) -> Loaders:
+    m = data.manifest
+    augment = Augment(m["augment"]["pad"], m["augment"]["flip"])
+    train, val, test = (data.splits[name] for name in ("train", "val", "test"))
+    return Loaders(
+        Resident(*train, m["mean"], m["std"], batch_size, device, seed, augment),
+        Resident(*val, m["mean"], m["std"], 256, device),
+        Resident(*test, m["mean"], m["std"], 256, device),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: {name} was asked for, but torch {torch.__version__} sees no GPU; use auto or cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(f"device: there are {torch.cuda.device_count()} GPUs, got {name!r}")
+    return device
+
+
+def same_classes(meta: dict[str, Any], data: Prepared, folder: Path) -> None:
+    if meta["classes"] != data.manifest["classes"]:
+        raise UserError(
+            f"{folder} was trained on {len(meta['classes'])} classes ({', '.join(meta['classes'][:3])}, ...), the data has"
+            f" {len(data.manifest['classes'])} ({', '.join(data.manifest['classes'][:3])}, ...); train it again: dvc repro"
+        )
+
+
+def find(path: str) -> Path:
+    """A path from the settings: as given if it is there, else below the checkout."""
+    return Path(path) if Path(path).exists() else HOME / path

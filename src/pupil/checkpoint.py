@@ -1,0 +1,62 @@
+"""A trained network on disk: model.safetensors and model.json, enough to build it again; no pickle.
+
+model.json: network, classes (names), image_size, mean, std (of pixels in 0..1), method and surgery (None and {} for a
+network alone), epoch, selection, data digest, the teacher's network and hash, SHA-256 of the weights.  Both files are
+functions of the training alone (no time, no path), so that DVC sees equal trainings as equal.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pupil.methods import METHODS
+from pupil.models import NETWORKS, build
+from pupil.net import Net
+from pupil.record import sha256
+from pupil.types import UserError
+
+WEIGHTS, META = "model.safetensors", "model.json"
+
+
+def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """`state`: a state dict of the deployed network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS)
+    full = {"format": 1, **meta, "sha256": sha256(folder / WEIGHTS)}
+    (folder / META).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """model.json; its network and method are in the tables."""
+    try:
+        meta = json.loads((folder / META).read_text())
+    except FileNotFoundError:
+        raise UserError(f"no trained network in {folder}: {META} is not there; train it first (dvc repro) or give its folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
+    if meta.get("network") not in NETWORKS or meta.get("method") not in (None, *METHODS):
+        raise UserError(f"{folder / META} names network {meta.get('network')!r}, method {meta.get('method')!r}: not known here")
+    return meta
+
+
+def load(folder: Path) -> tuple[Net, dict[str, Any]]:
+    """The network in eval mode on the CPU, without gradients, and its metadata."""
+    meta = read_meta(folder)
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        raise UserError(f"{weights} is missing; delete {folder} and run dvc repro")
+    if sha256(weights) != meta["sha256"]:
+        raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
+    net = build(meta["network"], len(meta["classes"]))
+    if meta["method"] is not None:
+        net = METHODS[meta["method"]].deployed(net, **meta["surgery"])
+    try:
+        net.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as e:
+        raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {str(e).splitlines()[0]}") from None
+    return net.eval().requires_grad_(False), meta

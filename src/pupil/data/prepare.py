@@ -1,0 +1,195 @@
+"""Any source -> one folder of few large files, the same bytes for the same settings.
+
+train.safetensors, val.safetensors, test.safetensors
+    images (N, 3, S, S) uint8, labels (N,) int64, source_ids (N,) int64: position in the source's split
+manifest.json
+    classes, sizes, mean and std, augmentation, hashes and the settings it was prepared with
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pupil.data.base import Content, Data, Source
+from pupil.data.draw import Drawn, class_indices, draw
+from pupil.data.sources import SOURCES
+from pupil.types import UserError
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+Arrays = dict[str, Tensor]  # images, labels, source_ids
+Progress = Callable[[int, int], None]  # images read, of how many
+
+
+class Prepared(NamedTuple):
+    manifest: dict[str, Any]
+    splits: dict[str, tuple[Tensor, Tensor]]  # images (N, 3, H, W) uint8, labels (N,) int64
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Write the folder `out`, replacing what an earlier call wrote; its manifest.  After an error `out` is as it was."""
+    check(config, out)
+    source = SOURCES[config.name]
+    content = source.load(config)
+    chosen = class_indices(config, content.classes)
+    drawn = draw(config, content, chosen)
+    check_memory(sum(len(d.ids) for d in drawn.values()), config.image_size)
+    splits = read(content, drawn, chosen, progress)
+    facts = describe(config, source, [content.classes[k] for k in chosen], splits)
+    facts |= {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": 0}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    manifest = json.loads(json.dumps({**facts, "digest": digest, "config": asdict(config)}))
+    write(out, manifest, splits)
+    return manifest
+
+
+def load(folder: Path) -> Prepared:
+    """What `prepare` wrote."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        found = {name: load_file(folder / f"{name}.safetensors") for name in SPLITS}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no prepared data ({Path(error.filename or folder).name} is missing); prepare it"
+        ) from error
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{folder} was prepared in format {manifest.get('version')}, this is {VERSION}; prepare it again")
+    return Prepared(manifest, {name: (arrays["images"], arrays["labels"]) for name, arrays in found.items()})
+
+
+def check(config: Data, out: Path) -> None:
+    """What is wrong whatever the source holds."""
+    if config.name not in SOURCES:
+        near = get_close_matches(config.name, SOURCES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+        raise UserError(f"data.name is {config.name!r}, known are {', '.join(SOURCES)}; {hint}")
+    if config.image_size < 8:
+        raise UserError(f"data.image_size is {config.image_size}: 8 pixels or more are needed")
+    if config.pad is not None and config.pad < 0:
+        raise UserError(f"data.pad is {config.pad}: 0 pixels or more are needed")
+    if config.test_path is not None and config.name != "folder":
+        raise UserError(
+            f"data.test_path is {config.test_path!r}: only data.name=folder reads it, not {config.name}; leave it out"
+        )
+    foreign = out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists()))
+    if foreign:
+        raise UserError(f"{out} is there and holds something else than prepared data; give another folder or move it away")
+
+
+def check_memory(images: int, size: int) -> None:
+    need, free = images * 3 * size * size, available_memory()
+    if need > 0.8 * free:
+        raise UserError(
+            f"{images} images of {size} x {size} pixels need {need / 1e9:.1f} GB of memory, more than 80 % of the "
+            f"{free / 1e9:.1f} GB available; lower data.image_size or data.train_images"
+        )
+
+
+def available_memory() -> int:
+    """Bytes.  Linux's own estimate, which counts the file cache as free; elsewhere all there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def read(content: Content, drawn: dict[str, Drawn], chosen: list[int], progress: Progress) -> dict[str, Arrays]:
+    """All images of all splits, and the labels 0.. in the order of `chosen`."""
+    total, done = sum(len(d.ids) for d in drawn.values()), 0
+
+    def tick(number: int) -> None:
+        nonlocal done
+        done += number
+        progress(done, total)
+
+    relabel = torch.full((len(content.classes),), -1)
+    relabel[chosen] = torch.arange(len(chosen))
+    pools = {"train": content.train, "val": content.val, "test": content.test}
+    splits: dict[str, Arrays] = {}
+    unreadable: list[str] = []
+    for name, (home, ids) in drawn.items():
+        pool = pools[home]
+        assert pool is not None, "drawn from a split that is there"
+        images, failures = pool.read(ids, tick)
+        unreadable += failures
+        splits[name] = {"images": images, "labels": relabel[pool.labels[ids]], "source_ids": ids}
+    if unreadable:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise UserError(f"cannot read image {unreadable[0]}{more}; mend or remove what is damaged")
+    return splits
+
+
+def describe(config: Data, source: Source, classes: list[str], splits: dict[str, Arrays]) -> dict[str, Any]:
+    """What the digest covers: all that decides the numbers a network sees, and no path."""
+    mean, std = source.statistics or statistics(splits["train"]["images"])
+    pad, flip = source.augment
+    return {
+        "version": VERSION,
+        "name": config.name,
+        "classes": classes,
+        "image_size": config.image_size,
+        "counts": {name: len(a["labels"]) for name, a in splits.items()},
+        "class_counts": {name: a["labels"].bincount(minlength=len(classes)).tolist() for name, a in splits.items()},
+        "mean": mean,
+        "std": std,
+        "augment": {"pad": pad if config.pad is None else config.pad, "flip": flip if config.flip is None else config.flip},
+        "sha256": {name: sha256(arrays) for name, arrays in splits.items()},
+    }
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in units of 0..1; std is 0.001 or more.
+
+    Computed in integers from histograms: the same bits on every machine.
+    """
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for block in images.split(4096):
+        counts += torch.stack([block[:, c].flatten().bincount(minlength=256) for c in range(3)])
+    mean, std = [], []
+    for channel in counts.tolist():
+        n, first, second = (sum(count * value**power for value, count in enumerate(channel)) for power in (0, 1, 2))
+        mean.append(first / (255 * n))
+        std.append(max(1e-3, math.sqrt((n * second - first**2) / (255 * n) ** 2)))
+    return tuple(mean), tuple(std)
+
+
+def sha256(arrays: Arrays) -> str:
+    """Of the tensors' bytes: images, labels, source_ids."""
+    digest = hashlib.sha256()
+    for name in ("images", "labels", "source_ids"):
+        digest.update(arrays[name].flatten().numpy().data)
+    return digest.hexdigest()
+
+
+def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays]) -> None:
+    """Beside `out` first, then renamed: no half-written folder is ever there."""
+    new = out.with_name(f"{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        about = new / "manifest.json"
+        about.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        for name, arrays in splits.items():
+            save_file(arrays, path := new / f"{name}.safetensors")
+            path.chmod(about.stat().st_mode)  # safetensors makes files that their owner alone can read
+        if out.exists():
+            shutil.rmtree(out)
+        new.rename(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

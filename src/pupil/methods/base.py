@@ -1,0 +1,141 @@
+"""What a distillation method is.
+
+A method overrides the narrowest of three hooks that fits:
+
+    match      one spot        the loss between one student tensor and one teacher tensor
+    knowledge  all features    by default the sum of `match` over the method's spots
+    loss       everything      by default  ce * CE + kl * KL(T) + beta * knowledge
+
+and may deploy something else than the plain student (`deployed`) or add phases.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pupil.net import Net
+from pupil.types import Batch, Features, Term, Terms, UserError
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a method may know before the first batch."""
+
+    student: Net
+    teacher: Net  # frozen and in eval mode
+    s: Features  # of one image: the shapes
+    t: Features
+    labels: Tensor  # (N,) training labels
+
+
+Loss = Callable[[Features, Features, Batch], Terms]
+
+
+class Group(NamedTuple):
+    """Parameters that are trained together."""
+
+    module: nn.Module
+    lr_scale: float = 1.0
+    weight_decay: float | None = None  # None: the optimiser's
+
+
+class Phase(NamedTuple):
+    """A stretch of training with its own loss, trained modules and length."""
+
+    name: str
+    loss: Loss
+    train: Sequence[Group]
+    epochs: int | None = None  # None: as configured
+    lr: float | None = None
+    before: Callable[[Iterable[Batch]], None] | None = None  # one look at the training set
+
+
+class Method(nn.Module):
+    """Plain distillation; every method is a subclass and lives in a file of its own.
+
+    What is trained is what is deployed: `self.student` is the network that leaves the training.
+    """
+
+    paper: ClassVar[str] = ""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Weights of the three terms and the temperature of the second."""
+
+        ce: float = 1.0
+        kl: float = 0.0
+        T: float = 4.0
+        beta: float = 0.0
+
+    spots: Sequence[int] = ()  # indices into Features.taps; negative counts from the deep end
+
+    def __init__(self, setup: Setup, hp: Any) -> None:
+        super().__init__()
+        self.setup, self.hp = setup, hp
+        self.surgery = self.plan(setup, hp)
+        self.student = self.deployed(setup.student, **self.surgery)
+
+    @property
+    def teacher(self) -> Net:  # context, not a part: never trained, moved, saved or wrapped
+        return self.setup.teacher
+
+    @classmethod
+    def plan(cls, setup: Setup, hp: Any) -> dict[str, Any]:
+        """The arguments of `deployed`: plain values, they go into the checkpoint."""
+        return {}
+
+    @staticmethod
+    def deployed(net: Net) -> Net:
+        """What leaves the training, built around the plain student; its weights come from the checkpoint."""
+        return net
+
+    def match(self, i: int, f_s: Tensor, f_t: Tensor, batch: Batch) -> Tensor:
+        """The loss of spot i: a scalar."""
+        raise NotImplementedError
+
+    def knowledge(self, s: Features, t: Features, batch: Batch) -> Tensor:
+        """The method's own loss: a scalar."""
+        pairs = [(s.taps[spot], t.taps[spot]) for spot in self.spots]
+        return torch.stack([self.match(i, f_s, f_t, batch) for i, (f_s, f_t) in enumerate(pairs)]).sum()
+
+    def loss(self, s: Features, t: Features, batch: Batch) -> Terms:
+        hp, terms = self.hp, {}
+        if hp.ce:
+            terms["ce"] = Term(F.cross_entropy(s.logits.float(), batch.labels), hp.ce)
+        if hp.kl:
+            terms["kl"] = Term(kl(s.logits, t.logits, hp.T), hp.kl)
+        if hp.beta:
+            terms["knowledge"] = Term(self.knowledge(s, t, batch), hp.beta)
+        return terms
+
+    def phases(self) -> list[Phase]:
+        return [Phase("distil", self.loss, [Group(self)])]
+
+    def forward(self, batch: Batch, t: Features, loss: Loss) -> Terms:
+        return loss(self.student.features(batch.images), t, batch)
+
+
+def kl(logits_s: Tensor, logits_t: Tensor, T: float) -> Tensor:
+    """Softened KL: T^2 KL(softmax(z_t / T) || softmax(z_s / T)), mean over the batch; (B, K), (B, K) -> scalar."""
+    log_p, log_q = F.log_softmax(logits_t.float() / T, 1), F.log_softmax(logits_s.float() / T, 1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * T**2
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pools the larger of two maps to the size of the smaller; (B, C, H, W) each."""
+    if a.shape[2] > b.shape[2]:
+        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+    if a.shape[2] < b.shape[2]:
+        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+    return a, b
+
+
+def same_width(name: str, setup: Setup, advice: str) -> None:
+    """Refuses a pair whose embeddings differ in width."""
+    w_s, w_t = setup.s.embedding.shape[1], setup.t.embedding.shape[1]
+    if w_s != w_t:
+        raise UserError(f"{name}: the embeddings of student and teacher must be equally wide, got {w_s} and {w_t}; {advice}")

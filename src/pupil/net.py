@@ -1,0 +1,89 @@
+"""The only network class: stem, stages, neck, global average pool, head."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pupil.types import Features
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, with the tap at their end.
+
+    Post-activation networks: the map is act(blocks(x)), and that goes on.
+    Pre-activation networks (`norm` given): the map is blocks(x), signed; act(norm(map)) goes on.
+    """
+
+    def __init__(self, *blocks: nn.Module, act: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm
+        self.act = act
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(before the next ReLU, the map, what goes on)."""
+        x = self.blocks(x)
+        if self.norm is None:
+            out = self.act(x)
+            return x, out, out
+        pre = self.norm(x)
+        return pre, x, self.act(pre)
+
+
+class Net(nn.Module):
+    """A classifier whose taps are outputs: no hooks, so it compiles as one graph."""
+
+    def __init__(self, stem: nn.Module, stages: Iterable[Stage], head: nn.Module, neck: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem, self.stages = stem, nn.ModuleList(stages)
+        self.neck = nn.Identity() if neck is None else neck
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, K) logits."""
+        return self.features(x).logits
+
+    def features(self, x: Tensor) -> Features:
+        x = stem = self.stem(x)
+        maps, pres = [], []
+        for stage in self.stages:
+            pre, tap, x = stage(x)
+            pres.append(pre)
+            maps.append(tap)
+        last = self.neck(x)
+        embedding = last.mean((2, 3))
+        return Features(stem, tuple(maps), tuple(pres), last, embedding, self.head(embedding))
+
+
+class FrozenLinear(nn.Module):
+    """A classifier that nothing can train by accident: its weights are buffers, not parameters."""
+
+    weight: Tensor  # (K, D)
+    bias: Tensor  # (K,)
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(out_features, in_features))
+        self.register_buffer("bias", torch.zeros(out_features))
+
+    @classmethod
+    def of(cls, head: nn.Module) -> "FrozenLinear":
+        """A frozen copy of a linear classifier."""
+        assert isinstance(head, nn.Linear | FrozenLinear)
+        frozen = cls(head.weight.shape[1], head.weight.shape[0])
+        frozen.load_state_dict(head.state_dict())
+        return frozen.to(head.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def probe(net: Net, image_size: int) -> Features:
+    """The taps of one black image, for their shapes; the network is left as it was."""
+    was_training = net.training
+    net.eval()
+    f = net.features(torch.zeros(1, 3, image_size, image_size, device=next(net.parameters()).device))
+    net.train(was_training)
+    return f

@@ -1,0 +1,64 @@
+"""How far the training is: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TextIO
+
+from pupil.types import Batch
+
+SECONDS = 5.0  # between two lines
+
+
+class Progress:
+    """`watch` wraps an epoch's batches; `log` takes the epoch's metrics."""
+
+    def __init__(self, title: str, batches: int, out: TextIO = sys.stdout) -> None:
+        """`batches`: of one epoch."""
+        self.title, self.batches, self.out = title, batches, out
+        self.started = self.shown = time.monotonic()
+        self.epochs = self.epoch = self.done = 0
+        self.latest = ""
+        self.bar = make_bar(title) if out.isatty() else None
+
+    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+        if epoch == 1:  # a new phase
+            self.started, self.done = time.monotonic(), 0
+        self.epoch, self.epochs = epoch, epochs
+        for batch in batches:
+            yield batch
+            self.done += 1
+            if self.done % self.batches or self.bar is not None:  # the end of an epoch is shown by `log`, with its numbers
+                self.show(now=False)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        loss = next((v for k, v in values.items() if k.endswith("/loss")), float("nan"))
+        self.latest = f"loss {loss:.4g}  val {values['val/top1']:.2f} %  {values['images_per_second']:.0f} images/s"
+        self.show(now=self.epoch == self.epochs)
+
+    def show(self, now: bool) -> None:
+        """Every step moves the bar; lines come a few seconds apart, and after the last epoch."""
+        if self.bar is not None:
+            self.bar.total, self.bar.n = self.batches * self.epochs, self.done
+            self.bar.set_description_str(f"{self.title}  epoch {self.epoch}/{self.epochs}", refresh=False)
+            self.bar.set_postfix_str(self.latest, refresh=False)
+            self.bar.update(0)
+        elif now or time.monotonic() - self.shown > SECONDS:
+            self.shown = time.monotonic()
+            steps_left = self.batches * self.epochs - self.done
+            left = (self.shown - self.started) / max(self.done, 1) * steps_left
+            self.out.write(f"{self.title}  epoch {self.epoch}/{self.epochs}  {self.latest}  {left:.0f} s left\n")
+            self.out.flush()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def make_bar(title: str):  # noqa: ANN201
+    """tqdm's bar, or None where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=1, desc=title, bar_format="{desc} |{bar}| {elapsed}<{remaining}  {postfix}", mininterval=0.2)

@@ -1,0 +1,220 @@
+"""One training from first to last: fit, record, checkpoint, the one reading of the test split, pictures, tracking."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pupil import checkpoint, figures, measures
+from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
+from pupil.config import HOME, Settings, pipeline_key, plain
+from pupil.data import Prepared
+from pupil.fit import Trained, fit, predict
+from pupil.progress import Progress
+from pupil.record import Record, environment, flatten, read, read_metrics, sha256
+from pupil.tracking import Stream, parent_from_environment
+from pupil.types import UserError
+
+PREDICTIONS = "predictions.safetensors"
+
+
+class Where(NamedTuple):
+    """Where a stage writes."""
+
+    out: Path
+    record: Path
+
+
+def run(job: Job, data: Prepared, settings: Settings) -> None:
+    """Train, and leave a model folder and a record folder."""
+    device = pick_device(settings.device)
+    place = where(settings, job.stage)
+    feeds = loaders(data, job.optim.batch_size, job.seed, device)
+    to_device(job, device)
+    record, stream = open_record(job, data, settings, place, device)
+    progress = Progress(job.title, len(feeds.train))
+
+    def log(values: Mapping[str, float], epoch: int) -> None:
+        record.log({**values, **usage(device)}, epoch)
+        progress.log(values, epoch)
+
+    status = "FAILED"
+    try:
+        seed_everything("training", job.seed)
+        papers = feeds.test if settings.protocol.papers_best_on_test else None
+        trained = fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, progress.watch, papers)
+        final = conclude(job, trained, data, feeds, settings, place, record)
+        outputs = {name: sha256(place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
+        status = "FINISHED"
+    finally:
+        progress.close()
+        if status == "FINISHED":
+            record.finish(final, outputs)  # type: ignore[possibly-undefined]
+        else:
+            record.finish({}, {}, status)
+        stream.close()
+    print(f"{job.title}: test top-1 {final['test/top1']:.2f} %  ({place.out})", flush=True)
+
+
+def conclude(
+    job: Job, trained: Trained, data: Prepared, feeds: Loaders, settings: Settings, place: Where, record: Record
+) -> dict[str, float]:
+    """Save what is deployed; read the test split, once; draw.  Gives the run's final metrics."""
+    net, deploy = job.method.student, settings.protocol.deploy
+    candidates = {"last": trained.last, "best_by_val": trained.best_by_val}
+    logits, labels = predict_each(net, candidates, feeds)
+    chosen = logits[deploy]
+    final = {f"test/{name}": value for name, value in measures.quality(chosen, labels).items()}
+    final |= {f"test/{name}/top1": measures.quality(z, labels)["top1"] for name, z in logits.items()}
+    if trained.best_on_test is not None:
+        final["papers_protocol/best_on_test/top1"] = trained.best_on_test
+    last_epoch = read_metrics(record.folder)[-1]["step"]
+    meta = {
+        **job.meta,
+        **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")},
+        "data": {"name": data.manifest["name"], "digest": data.manifest["digest"]},
+        "selection": deploy,
+        "epoch": last_epoch if deploy == "last" else trained.best_epoch,
+    }
+    final["best_by_val/epoch"] = trained.best_epoch
+    checkpoint.save(place.out, candidates[deploy], meta)
+    save_file({"labels": labels, "deployed": chosen.clone(), **logits}, place.out / PREDICTIONS)
+    table = measures.confusion(chosen, labels)
+    names = data.manifest["classes"]
+    figures.draw_all(record.artifacts, read_metrics(record.folder), table, chosen, labels, data.splits["test"][0], names)
+    return final
+
+
+def predict_each(net: torch.nn.Module, candidates: Mapping[str, Mapping[str, Tensor]], feeds: Loaders) -> tuple[dict[str, Tensor], Tensor]:
+    """Test logits of several sets of weights; equal sets are run once."""
+    logits: dict[str, Tensor] = {}
+    labels = feeds.test.labels.cpu()
+    for name, state in candidates.items():
+        twin = next((n for n in logits if all(torch.equal(state[k], candidates[n][k]) for k in state)), None)
+        if twin is None:
+            net.load_state_dict(state)
+            logits[name], labels = predict(net, feeds.test)
+        else:
+            logits[name] = logits[twin].clone()
+    return logits, labels
+
+
+def open_record(job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device) -> tuple[Record, Stream]:
+    facts = {
+        "stage": job.stage,
+        "name": job.title,
+        "params": {**flatten(job.params), **flatten({"data": data.manifest["config"]}), "protocol.deploy": settings.protocol.deploy},
+        "seeds": {"network": job.seed, "batches": job.seed, "data": settings.data.seed},
+        "inputs": {"data": data.manifest["digest"], **({"teacher": sha256(job.teacher_folder / checkpoint.WEIGHTS)} if job.teacher_folder else {})},
+        "environment": environment(describe(device)),
+        "group": group(data.manifest["name"]),
+        "teacher": teacher_run(job, place),
+        "data": {"name": data.manifest["name"], "digest": data.manifest["digest"], "source": settings.data.path or data.manifest["name"]},
+        "model": os.path.relpath(place.out, place.record),
+    }
+    stream = Stream(place.record, HOME, settings.experiment)
+    record = Record(place.record, facts, stream.changed)
+    record.attach("config.json", {k: v for k, v in plain(settings).items() if k != "given"})
+    return record, stream
+
+
+def group(data_name: str) -> dict[str, str] | None:
+    """The parent of this run: that of `mlflow run`, else the pipeline that DVC runs; a run by hand has none."""
+    parent = parent_from_environment()
+    if parent is not None or "DVC_STAGE" not in os.environ:
+        return parent
+    key = pipeline_key()
+    return {"key": key, "name": f"pipeline {data_name} {key[:6]}"}
+
+
+def teacher_run(job: Job, place: Where) -> dict[str, Any] | None:
+    """The teacher, and its run if its record lies where the pipeline leaves it."""
+    if job.teacher_folder is None:
+        return None
+    weights = sha256(job.teacher_folder / checkpoint.WEIGHTS)
+    facts = checkpoint.read_meta(job.teacher_folder)
+    parts = ["records" if part == "models" else part for part in job.teacher_folder.parts]
+    folder = Path(*parts) if "models" in job.teacher_folder.parts else job.teacher_folder.with_name("record")
+    uid = None
+    if (folder / "record.json").exists():
+        theirs = read(folder)
+        uid = theirs["uid"] if theirs.get("outputs", {}).get(checkpoint.WEIGHTS) == weights else None
+    return {"network": facts["network"], "sha256": weights, "uid": uid}
+
+
+def where(settings: Settings, stage: str) -> Where:
+    """The folders dvc.yaml gives, or fresh ones below runs/.  What is there is never overwritten."""
+    if (settings.out is None) != (settings.record is None):
+        raise UserError("out and record go together: give both, or neither for a folder of its own below runs/")
+    if settings.out is None or settings.record is None:
+        folder = fresh(stage)
+        return Where(folder / "model", folder / "record")
+    place = Where(Path(settings.out), Path(settings.record))
+    for path in place:
+        empty_or_new(path)
+    return place
+
+
+def fresh(stage: str) -> Path:
+    """A folder of its own for a run by hand, below the checkout."""
+    return HOME / "runs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+
+
+def empty_or_new(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is not empty; nothing is overwritten: choose another folder or remove it")
+
+
+def to_device(job: Job, device: torch.device) -> None:
+    job.method.to(device)
+    if job.teacher is not None:
+        job.teacher.to(device)
+
+
+def describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def usage(device: torch.device) -> dict[str, float]:
+    """System metrics of the moment, where psutil is installed; MLflow shows `system/` apart."""
+    values: dict[str, float] = {}
+    try:
+        import psutil
+    except ImportError:
+        pass
+    else:
+        values["system/cpu_utilization_percentage"] = psutil.cpu_percent()
+        values["system/system_memory_usage_megabytes"] = psutil.virtual_memory().used / 1e6
+        values["system/process_memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        values["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+        try:
+            values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(device))
+        except Exception:  # needs NVIDIA's management library, which a bare machine lacks
+            pass
+    return values
+
+
+def where_prepared(settings: Settings) -> Path:
+    """Where the prepare stage writes: the folder dvc.yaml gives, or a fresh one below runs/."""
+    if settings.record is not None:
+        raise UserError("prepare writes no record: give out alone")
+    if settings.out is None:
+        return fresh("prepare")
+    empty_or_new(Path(settings.out))
+    return Path(settings.out)
+
+
+def where_report(settings: Settings) -> Path:
+    """Where the evaluate stage keeps its record."""
+    if settings.record is None:
+        return fresh("evaluate") / "record"
+    empty_or_new(Path(settings.record))
+    return Path(settings.record)

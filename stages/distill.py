@@ -1,0 +1,18 @@
+"""distill: a student taught by a frozen teacher; one cell of the matrix teacher x student x method x seed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from pupil import assemble, session
+from pupil.config import Settings, launch
+
+
+def main(settings: Settings) -> None:
+    data = assemble.prepared(settings)
+    session.run(assemble.distillation(settings, data), data, settings)
+
+
+if __name__ == "__main__":
+    launch(main)

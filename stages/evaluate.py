@@ -1,0 +1,18 @@
+"""evaluate: every network of params.yaml compared; reports/ and a table."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from pupil import report
+from pupil.config import Settings, launch
+
+
+def main(settings: Settings) -> None:
+    settings.refuse_unused("teachers", "students", "methods", "seeds", "shkd")
+    report.write(settings)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,18 @@
+"""train_teacher, train_student (the matched baseline) and retrain_teacher (SH-KD): a network on labels."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from pupil import assemble, session
+from pupil.config import Settings, launch
+
+
+def main(settings: Settings) -> None:
+    data = assemble.prepared(settings)
+    session.run(assemble.single(settings, data), data, settings)
+
+
+if __name__ == "__main__":
+    launch(main)
