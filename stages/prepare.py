@@ -15,7 +15,9 @@ def main(settings: Settings) -> None:
     out = where_prepared(settings)
     manifest = prepare(settings.data, out)
     counts = ", ".join(f"{count} {split}" for split, count in manifest["counts"].items())
-    print(f"{manifest['name']}: {len(manifest['classes'])} classes, {counts} images of {manifest['image_size']} pixels in {out}")
+    print(
+        f"{manifest['name']}: {len(manifest['classes'])} classes, {counts} images of {manifest['image_size']} pixels in {out}"
+    )
 
 
 if __name__ == "__main__":

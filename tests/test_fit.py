@@ -262,9 +262,6 @@ def test_loss_that_is_no_number_ends_the_training_with_its_place(value: float) -
         assert part in text
 
 
-@pytest.mark.xfail(
-    reason="the check is on means over the epoch: by its end every term is nan and the first is named", strict=True
-)
 def test_term_that_broke_first_is_the_one_that_is_named() -> None:
     with pytest.raises(UserError, match="epoch 2") as error:
         tiny.train(Breaks(math.nan, spreads=True), None, epochs=3)

@@ -20,7 +20,7 @@ import torch
 
 from pupil import checkpoint, models, tracking
 from pupil.record import Record
-from pupil.tracking.store import find_runs
+from pupil.tracking.store import find_runs, load_mlflow
 from pupil.types import UserError
 
 pytestmark = [
@@ -34,8 +34,7 @@ SRC = Path(checkpoint.__file__).parents[1]
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with its tables and nothing else: making one takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    code = "import sys; from pupil.tracking.store import load_mlflow; load_mlflow()(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, env={**os.environ, "PYTHONPATH": str(SRC)})
+    load_mlflow()(f"sqlite:///{path}").search_experiments()
     return path
 
 

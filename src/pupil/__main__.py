@@ -12,7 +12,9 @@ from pupil.record import find, read
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("list", help="methods, networks and data sets, with their papers")
     check = commands.add_parser("check", help="build everything that params.yaml asks for, without training")
@@ -36,7 +38,9 @@ def main() -> None:
             case "sync":
                 synchronise(args.folders)
             case "resolve":
-                launch_with(args.overrides, lambda s: print(json.dumps({k: v for k, v in plain(s).items() if k != "given"}, indent=1)))
+                launch_with(
+                    args.overrides, lambda s: print(json.dumps({k: v for k, v in plain(s).items() if k != "given"}, indent=1))
+                )
 
 
 def print_tables() -> None:
@@ -68,7 +72,9 @@ def pipeline() -> int:
     synchronise([])
     trained = [f for f in find([HOME / "out" / "records"]) if read(f)["started"] >= started]
     networks = sum(read(f)["stage"] != "evaluate" for f in trained)
-    print(f"{networks} networks were trained now" if networks else "nothing was trained: every result was there or in DVC's cache")
+    print(
+        f"{networks} networks were trained now" if networks else "nothing was trained: every result was there or in DVC's cache"
+    )
     table = HOME / "reports" / "table.md"
     if status == 0 and table.exists():
         print(f"\n{table.read_text()}", end="")

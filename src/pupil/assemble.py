@@ -51,7 +51,9 @@ def single(settings: Settings, data: Prepared) -> Job:
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
     if role != "shkd":
-        stage, title = ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
+        stage, title = (
+            ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
+        )
         return Job(stage, title, Alone(net), None, optim, seed, meta, params, None)
     folder = find(settings.train.head_of or f"out/models/student/{settings.students[0]}/{settings.seeds[0]}")
     lender, lent = checkpoint.load(folder)
@@ -79,7 +81,10 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     teacher, taught = checkpoint.load(folder)
     expected = cell.teacher or (None if cell.checkpoint else settings.teachers[0])
     if expected not in (None, taught["network"]):
-        raise UserError(f"{folder} holds a {taught['network']}, but the teacher asked for is {expected}; give distill.teacher or another folder")
+        raise UserError(
+            f"{folder} holds a {taught['network']}, but the teacher asked for is {expected};"
+            " give distill.teacher or another folder"
+        )
     same_classes(taught, data, folder)
     m, classes = data.manifest, len(data.manifest["classes"])
     method = build_method(
@@ -125,8 +130,8 @@ def prepared(settings: Settings) -> Prepared:
     for key, value in ours.items():
         if theirs.get(key) != value:
             raise UserError(
-                f"{settings.prepared} was prepared with data.{key} = {theirs.get(key)!r}, now it is {value!r}; run dvc repro prepare,"
-                f" or python stages/prepare.py data.{key}={value} out=runs/data and give prepared=runs/data"
+                f"{settings.prepared} was prepared with data.{key} = {theirs.get(key)!r}, now it is {value!r};"
+                f" run dvc repro prepare, or python stages/prepare.py data.{key}={value} out=runs/data and give prepared=runs/data"
             )
     return data
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from pupil.arrays import save_arrays
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, build
 from pupil.net import Net
@@ -26,7 +27,7 @@ WEIGHTS, META = "model.safetensors", "model.json"
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """`state`: a state dict of the deployed network."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS)
+    save_arrays(folder / WEIGHTS, state)
     full = {"format": 1, **meta, "sha256": sha256(folder / WEIGHTS)}
     (folder / META).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
 
@@ -36,7 +37,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META).read_text())
     except FileNotFoundError:
-        raise UserError(f"no trained network in {folder}: {META} is not there; train it first (dvc repro) or give its folder") from None
+        raise UserError(
+            f"no trained network in {folder}: {META} is not there; train it first (dvc repro) or give its folder"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
     if meta.get("network") not in NETWORKS or meta.get("method") not in (None, *METHODS):

@@ -94,7 +94,9 @@ class Settings:
         """A key given on the command line that the stage would not read is a mistake."""
         for key in self.given:
             if not any(key == s or key.startswith(s + ".") for s in (*sections, "device", "experiment", "out", "record")):
-                raise UserError(f"{key} has no effect on this stage, which reads {', '.join(sections)}; edit params.yaml or drop it")
+                raise UserError(
+                    f"{key} has no effect on this stage, which reads {', '.join(sections)}; edit params.yaml or drop it"
+                )
 
 
 def launch(stage: Callable[[Settings], None]) -> None:
@@ -124,7 +126,7 @@ def words(argv: Sequence[str]) -> list[str]:
         raise UserError(f"cannot read --overrides {argv[at + 1]!r}: {e}") from None
 
 
-class user_errors:  # noqa: N801  (reads as a statement)
+class user_errors:
     """`with user_errors():` ends the process with one line and status 2 where the user made a mistake."""
 
     def __enter__(self) -> None: ...
@@ -178,11 +180,14 @@ def check_overrides(overrides: Sequence[str], base: Mapping[str, Any]) -> tuple[
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise UserError(f"cannot read the override {text!r}; write key=value, such as optim.lr=0.1 or 'methods=[kd,crd]'") from None
+            raise UserError(
+                f"cannot read the override {text!r}; write key=value, such as optim.lr=0.1 or 'methods=[kd,crd]'"
+            ) from None
         key = override.key_or_group
         if key.startswith("hydra"):
             continue
-        if override.is_delete() or key not in (known := all_keys(base)):
+        known = all_keys(base)
+        if override.is_delete() or key not in known:
             raise UserError(f"unknown key {key!r} in {text!r}{nearest(key, known)}")
         keys.append(key)
     return tuple(keys)
@@ -196,7 +201,8 @@ def from_json(args: Sequence[str]) -> Settings:
     given = []
     for text in args[1:]:
         key, eq, value = text.partition("=")
-        if not eq or key not in (known := all_keys(tree)):
+        known = all_keys(tree)
+        if not eq or key not in known:
             raise UserError(f"unknown key {key!r} in {text!r}{nearest(key, known) if eq else '; write key=value'}")
         *sections, last = key.split(".")
         node = tree
@@ -343,12 +349,22 @@ def check(s: Settings) -> None:
     for path, values in (("teachers", s.teachers), ("students", s.students), ("methods", s.methods), ("seeds", s.seeds)):
         if not values:
             raise UserError(f"{path}: at least one is needed, got an empty list")
-    for path, values in (("teachers", s.teachers), ("students", s.students), ("methods", s.methods), ("seeds", s.seeds), ("shkd", s.shkd)):
+    for path, values in (
+        ("teachers", s.teachers),
+        ("students", s.students),
+        ("methods", s.methods),
+        ("seeds", s.seeds),
+        ("shkd", s.shkd),
+    ):
         if len(set(values)) < len(values):
             raise UserError(f"{path}: every entry once, got {list(values)}")
     one_of("train.role", s.train.role, ("teacher", "student", "shkd"))
     one_of("protocol.deploy", s.protocol.deploy, ("last", "best_by_val"))
-    for path, seed in (*((f"seeds[{i}]", v) for i, v in enumerate(s.seeds)), ("teacher.seed", s.teacher.seed), ("data.seed", s.data.seed)):
+    for path, seed in (
+        *((f"seeds[{i}]", v) for i, v in enumerate(s.seeds)),
+        ("teacher.seed", s.teacher.seed),
+        ("data.seed", s.data.seed),
+    ):
         within(path, seed, seed >= 0, "0 or more")
     check_optim("optim", s.optim)
     check_optim("teacher.optim", s.teacher.optim)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 def draw_all(
-    folder: Path, lines: Sequence[Mapping[str, Any]], table: Tensor, logits: Tensor, labels: Tensor, images: Tensor, names: list[str]
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    table: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    names: list[str],
 ) -> None:
     """Every picture of one run.
 
@@ -60,7 +66,9 @@ def confusion(table: Tensor, names: list[str], path: Path) -> None:
         for i in range(k):
             for j in range(k):
                 if table[i, j]:
-                    axes.text(j, i, int(table[i, j]), ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k")
+                    axes.text(
+                        j, i, int(table[i, j]), ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k"
+                    )
     figure.savefig(path)
 
 

@@ -1,6 +1,5 @@
 """The only training loop.  It knows batches, terms and phases; it knows no method, no MLflow, no DVC and no Hydra."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from pupil.methods.base import Loss, Phase
-from pupil.net import Net
+from pupil.net import Net, evaluating
 from pupil.types import Batch, Features, Loader, Terms, UserError
 
 Log = Callable[[Mapping[str, float], int], None]  # values, epoch (counted over all phases)
@@ -80,8 +79,8 @@ def fit(
         for epoch in range(1, epochs + 1):
             done += 1
             start = time.perf_counter()
-            terms = run_epoch(method, teacher, phase, watch(train.epoch(done), phase.name, epoch, epochs), optimizer)
-            values = summary(terms, phase, epoch)
+            raws, weights = run_epoch(method, teacher, phase, watch(train.epoch(done), phase.name, epoch, epochs), optimizer)
+            values = summary(raws, weights, phase, epoch)
             values["lr"] = optimizer.param_groups[0]["lr"]
             values["images_per_second"] = train.samples / (time.perf_counter() - start)
             values |= {f"val/{name}": v for name, v in score(method.student, val).items()}
@@ -98,19 +97,14 @@ def fit(
 
 def run_epoch(
     method: Trainable, teacher: Net | None, phase: Phase, batches: Iterable[Batch], optimizer: torch.optim.Optimizer
-) -> dict[str, tuple[Tensor, float]]:
-    """One pass over the training set; name -> (mean raw term, its weight), still on the device."""
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
-    steps = 0
+) -> tuple[Tensor, dict[str, float]]:
+    """One pass over the training set: raw terms (steps, terms), still on the device, and name -> weight."""
+    raws: list[Tensor] = []
+    terms: Terms = {}
     for batch in batches:
         terms = step(method, teacher_features(teacher, batch), batch, phase, optimizer)
-        for name, term in terms.items():
-            raw = term.raw.detach()
-            sums[name] = sums[name] + raw if name in sums else raw
-            weights[name] = term.weight
-        steps += 1
-    return {name: (total / steps, weights[name]) for name, total in sums.items()}
+        raws.append(torch.stack([term.raw.detach() for term in terms.values()]))
+    return torch.stack(raws), {name: term.weight for name, term in terms.items()}
 
 
 def step(method: Trainable, t: Features | None, batch: Batch, phase: Phase, optimizer: torch.optim.Optimizer) -> Terms:
@@ -149,16 +143,20 @@ def make_optimizer(phase: Phase, optim: Optim) -> tuple[torch.optim.Optimizer, L
     return sgd, MultiStepLR(sgd, list(optim.milestones), optim.gamma)
 
 
-def summary(terms: dict[str, tuple[Tensor, float]], phase: Phase, epoch: int) -> dict[str, float]:
-    """One host synchronisation for all terms.  A term that is no number ends the training here."""
-    raws = torch.stack([raw for raw, _ in terms.values()]).tolist()
-    values: dict[str, float] = {}
-    for (name, (_, weight)), raw in zip(terms.items(), raws, strict=True):
-        if not math.isfinite(raw):
-            raise UserError(f"the loss term {name!r} became {raw} in epoch {epoch} of phase {phase.name!r}; try a smaller lr")
-        values[f"{phase.name}/{name}"] = weight * raw
-        values[f"{phase.name}/raw/{name}"] = raw
-    values[f"{phase.name}/loss"] = sum(weight * raw for (_, weight), raw in zip(terms.values(), raws, strict=True))
+def summary(raws: Tensor, weights: dict[str, float], phase: Phase, epoch: int) -> dict[str, float]:
+    """Means over the epoch, with one host synchronisation.  A term that is no number ends the training here."""
+    raws = raws.cpu()
+    bad = torch.nonzero(~raws.isfinite())
+    if len(bad):  # the first step's first: what follows is its doing
+        at, term = bad[0].tolist()
+        raise UserError(
+            f"the loss term {list(weights)[term]!r} became {raws[at, term].item()} in step {at + 1} of epoch {epoch}"
+            f" of phase {phase.name!r}; try a smaller lr"
+        )
+    means = dict(zip(weights, raws.double().mean(0).tolist(), strict=True))
+    values = {f"{phase.name}/{name}": weights[name] * raw for name, raw in means.items()}
+    values |= {f"{phase.name}/raw/{name}": raw for name, raw in means.items()}
+    values[f"{phase.name}/loss"] = sum(weights[name] * raw for name, raw in means.items())
     return values
 
 
@@ -176,11 +174,8 @@ def score(net: nn.Module, batches: Loader) -> dict[str, float]:
 @torch.inference_mode()
 def predict(net: nn.Module, batches: Loader) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and labels (N,) of a split in its own order, on the CPU; the network's mode is left as it was."""
-    modes = {m: m.training for m in net.modules()}
-    net.eval()
-    pairs = [(net(b.images).float(), b.labels) for b in batches.epoch(0)]
-    for module, training in modes.items():
-        module.training = training
+    with evaluating(net):
+        pairs = [(net(b.images).float(), b.labels) for b in batches.epoch(0)]
     logits, labels = torch.cat([z for z, _ in pairs]).cpu(), torch.cat([y for _, y in pairs]).cpu()
     assert len(labels) == batches.samples, "every sample is counted once"
     return logits, labels

@@ -74,7 +74,9 @@ def outline_of(settings: Settings) -> Outline:
     folder = find(settings.prepared)
     if (folder / "manifest.json").exists():
         m = load(folder).manifest
-        if m["config"] == flatten(dataclasses.asdict(config)) | {"classes": None if config.classes is None else list(config.classes)}:
+        if m["config"] == flatten(dataclasses.asdict(config)) | {
+            "classes": None if config.classes is None else list(config.classes)
+        }:
             text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
             return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
     source = SOURCES[config.name]

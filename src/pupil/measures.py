@@ -92,9 +92,8 @@ def verdict(method: Sequence[float], baseline: Sequence[float], level: float = 0
     if len(differences) < 2:
         return Verdict("one seed", mean, math.nan)
     if max(differences) == min(differences):  # no spread: the t-test is undefined
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = float(ttest_rel(method, baseline).pvalue)  # type: ignore[attr-defined]
+        return Verdict("TIES" if mean == 0 else "BEATS" if mean > 0 else "LOSES", mean, 1.0 if mean == 0 else 0.0)
+    p = float(ttest_rel(method, baseline).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     word = "TIES" if p >= level else "BEATS" if mean > 0 else "LOSES"
     return Verdict(word, mean, p)
 

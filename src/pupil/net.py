@@ -1,6 +1,7 @@
 """The only network class: stem, stages, neck, global average pool, head."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +83,17 @@ class FrozenLinear(nn.Module):
 @torch.no_grad()
 def probe(net: Net, image_size: int) -> Features:
     """The taps of one black image, for their shapes; the network is left as it was."""
-    was_training = net.training
+    with evaluating(net):
+        return net.features(torch.zeros(1, 3, image_size, image_size, device=next(net.parameters()).device))
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in net.modules()}
     net.eval()
-    f = net.features(torch.zeros(1, 3, image_size, image_size, device=next(net.parameters()).device))
-    net.train(was_training)
-    return f
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -55,7 +55,7 @@ class Progress:
             self.bar.close()
 
 
-def make_bar(title: str):  # noqa: ANN201
+def make_bar(title: str):
     """tqdm's bar, or None where tqdm is not installed."""
     try:
         from tqdm import tqdm

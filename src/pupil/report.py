@@ -6,6 +6,7 @@ network itself.  Over seeds: mean, standard deviation, and a verdict against the
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,15 @@ def summarise(networks: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(n["family"] for n in networks):
         members = sorted((n for n in networks if n["family"] == name), key=lambda n: n["seed"])
         row: dict[str, Any] = {c: measures.spread([m[c] for m in members]) for c in COLUMNS if c in members[0]}
-        for key in ("parameters", "macs", "bytes", "cpu_batch1_median_ms", "cpu_batch1_p95_ms", "cpu_batch64_median_ms", "cpu_batch64_p95_ms"):
+        for key in (
+            "parameters",
+            "macs",
+            "bytes",
+            "cpu_batch1_median_ms",
+            "cpu_batch1_p95_ms",
+            "cpu_batch64_median_ms",
+            "cpu_batch64_p95_ms",
+        ):
             row[key] = statistics.median(m[key] for m in members)
         row["method"] = members[0]["method"]
         rivals = sorted((n for n in networks if n["family"] == members[0]["baseline"]), key=lambda n: n["seed"])
@@ -128,7 +137,11 @@ def metrics_tree(families: dict[str, dict[str, Any]]) -> dict[str, dict[str, flo
     """What `dvc metrics show` and `dvc metrics diff` read: few, rounded numbers."""
     tree = {}
     for name, row in families.items():
-        tree[name] = {"top1": round(row["top1"]["mean"], 2), "std": round(row["top1"]["std"], 2), "ece": round(row["ece"]["mean"], 2)}
+        tree[name] = {
+            "top1": round(row["top1"]["mean"], 2),
+            "std": round(row["top1"]["std"], 2),
+            "ece": round(row["ece"]["mean"], 2),
+        }
         if "verdict" in row:
             tree[name] |= {"gain": round(row["verdict"]["difference"], 2), "verdict": row["verdict"]["word"]}
     return tree
@@ -141,14 +154,14 @@ def table(families: dict[str, dict[str, Any]]) -> str:
     for name, row in families.items():
         top1, v = row["top1"], row.get("verdict")
         gain = f"{v['difference']:+.2f}" if v else ""
-        word = v["word"] if not v or v["p"] != v["p"] else f"{v['word']} (p={v['p']:.3f})"
+        word = "" if not v else v["word"] if math.isnan(v["p"]) else f"{v['word']} (p={v['p']:.3f})"
         rows.append(
             [
                 name,
                 str(top1["n"]),
                 f"{top1['mean']:.2f} ± {top1['std']:.2f}" if top1["n"] > 1 else f"{top1['mean']:.2f}",
                 gain,
-                word if v else "",
+                word,
                 f"{row['nll']['mean']:.3f}",
                 f"{row['ece']['mean']:.1f}",
                 f"{row['agreement']['mean']:.1f}" if "agreement" in row else "",
@@ -180,7 +193,11 @@ def track(settings: Settings, families: dict[str, dict[str, Any]], networks: Seq
         "stage": "evaluate",
         "name": "evaluate",
         "params": {"teachers": ", ".join(settings.teachers), "students": ", ".join(settings.students)}
-        | {"methods": ", ".join(settings.methods), "seeds": ", ".join(map(str, settings.seeds)), "shkd": ", ".join(settings.shkd)},
+        | {
+            "methods": ", ".join(settings.methods),
+            "seeds": ", ".join(map(str, settings.seeds)),
+            "shkd": ", ".join(settings.shkd),
+        },
         "seeds": {},
         "inputs": {n["folder"]: checkpoint.read_meta(find(n["folder"]))["sha256"] for n in networks},
         "environment": environment("cpu"),
@@ -191,7 +208,9 @@ def track(settings: Settings, families: dict[str, dict[str, Any]], networks: Seq
     }
     stream = Stream(folder, HOME, settings.experiment)
     record = Record(folder, facts, stream.changed)
-    figures.comparison({name: [n["top1"] for n in networks if n["family"] == name] for name in names}, record.artifacts / "comparison.png")
+    figures.comparison(
+        {name: [n["top1"] for n in networks if n["family"] == name] for name in names}, record.artifacts / "comparison.png"
+    )
     for path in reports.iterdir():
         if path.suffix in (".json", ".csv", ".md"):
             (record.artifacts / path.name).write_bytes(path.read_bytes())

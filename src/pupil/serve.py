@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc  # noqa: TID251  (this file is the model that is logged; training never imports it)
+import mlflow.pyfunc
 import numpy as np
 import torch
-from mlflow.entities import LoggedModel  # noqa: TID251
-from mlflow.models import Model, ModelSignature, set_model  # noqa: TID251
-from mlflow.pyfunc.model import PythonModel  # noqa: TID251
-from mlflow.types import Schema, TensorSpec  # noqa: TID251
+from mlflow.entities import LoggedModel
+from mlflow.models import Model, ModelSignature, set_model
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import Schema, TensorSpec
 
 from pupil import checkpoint
 

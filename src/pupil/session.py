@@ -1,5 +1,6 @@
 """One training from first to last: fit, record, checkpoint, the one reading of the test split, pictures, tracking."""
 
+import contextlib
 import os
 import time
 import uuid
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pupil import checkpoint, figures, measures
+from pupil.arrays import save_arrays
 from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
 from pupil.config import HOME, Settings, pipeline_key, plain
 from pupil.data import Prepared
@@ -44,6 +45,8 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
         record.log({**values, **usage(device)}, epoch)
         progress.log(values, epoch)
 
+    final: dict[str, float] = {}
+    outputs: dict[str, str] = {}
     status = "FAILED"
     try:
         seed_everything("training", job.seed)
@@ -54,10 +57,7 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
         status = "FINISHED"
     finally:
         progress.close()
-        if status == "FINISHED":
-            record.finish(final, outputs)  # type: ignore[possibly-undefined]
-        else:
-            record.finish({}, {}, status)
+        record.finish(final, outputs, status)
         stream.close()
     print(f"{job.title}: test top-1 {final['test/top1']:.2f} %  ({place.out})", flush=True)
 
@@ -84,14 +84,16 @@ def conclude(
     }
     final["best_by_val/epoch"] = trained.best_epoch
     checkpoint.save(place.out, candidates[deploy], meta)
-    save_file({"labels": labels, "deployed": chosen.clone(), **logits}, place.out / PREDICTIONS)
+    save_arrays(place.out / PREDICTIONS, {"labels": labels, "deployed": chosen.clone(), **logits})
     table = measures.confusion(chosen, labels)
     names = data.manifest["classes"]
     figures.draw_all(record.artifacts, read_metrics(record.folder), table, chosen, labels, data.splits["test"][0], names)
     return final
 
 
-def predict_each(net: torch.nn.Module, candidates: Mapping[str, Mapping[str, Tensor]], feeds: Loaders) -> tuple[dict[str, Tensor], Tensor]:
+def predict_each(
+    net: torch.nn.Module, candidates: Mapping[str, Mapping[str, Tensor]], feeds: Loaders
+) -> tuple[dict[str, Tensor], Tensor]:
     """Test logits of several sets of weights; equal sets are run once."""
     logits: dict[str, Tensor] = {}
     labels = feeds.test.labels.cpu()
@@ -109,13 +111,24 @@ def open_record(job: Job, data: Prepared, settings: Settings, place: Where, devi
     facts = {
         "stage": job.stage,
         "name": job.title,
-        "params": {**flatten(job.params), **flatten({"data": data.manifest["config"]}), "protocol.deploy": settings.protocol.deploy},
+        "params": {
+            **flatten(job.params),
+            **flatten({"data": data.manifest["config"]}),
+            "protocol.deploy": settings.protocol.deploy,
+        },
         "seeds": {"network": job.seed, "batches": job.seed, "data": settings.data.seed},
-        "inputs": {"data": data.manifest["digest"], **({"teacher": sha256(job.teacher_folder / checkpoint.WEIGHTS)} if job.teacher_folder else {})},
+        "inputs": {
+            "data": data.manifest["digest"],
+            **({"teacher": sha256(job.teacher_folder / checkpoint.WEIGHTS)} if job.teacher_folder else {}),
+        },
         "environment": environment(describe(device)),
         "group": group(data.manifest["name"]),
         "teacher": teacher_run(job, place),
-        "data": {"name": data.manifest["name"], "digest": data.manifest["digest"], "source": settings.data.path or data.manifest["name"]},
+        "data": {
+            "name": data.manifest["name"],
+            "digest": data.manifest["digest"],
+            "source": settings.data.path or data.manifest["name"],
+        },
         "model": os.path.relpath(place.out, place.record),
     }
     stream = Stream(place.record, HOME, settings.experiment)
@@ -195,10 +208,8 @@ def usage(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         values["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
-        try:
+        with contextlib.suppress(Exception):  # needs NVIDIA's management library, which a bare machine lacks
             values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(device))
-        except Exception:  # needs NVIDIA's management library, which a bare machine lacks
-            pass
     return values
 
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safetensors.torch import load_file
+
+from pupil.arrays import save_arrays
 from pupil.data.base import Content, Data, Source
 from pupil.data.draw import Drawn, class_indices, draw
 from pupil.data.sources import SOURCES
@@ -186,8 +188,7 @@ def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays]) -> Non
         about = new / "manifest.json"
         about.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         for name, arrays in splits.items():
-            save_file(arrays, path := new / f"{name}.safetensors")
-            path.chmod(about.stat().st_mode)  # safetensors makes files that their owner alone can read
+            save_arrays(new / f"{name}.safetensors", arrays)
         if out.exists():
             shutil.rmtree(out)
         new.rename(out)

@@ -77,7 +77,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 SOURCES: dict[str, Source] = {
     "digits": Source(
-        "1,797 handwritten digits, comes with scikit-learn, nothing to download", 10, 8, Augment(2, False), digits
+        "1,797 handwritten digits, comes with scikit-learn, nothing to download", 10, 8, Augment(4, False), digits
     ),
     "cifar10": Source(
         "CIFAR-10, 50,000 + 10,000 colour images",

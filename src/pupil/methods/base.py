@@ -9,7 +9,7 @@ A method overrides the narrowest of three hooks that fits:
 and may deploy something else than the plain student (`deployed`) or add phases.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -75,6 +75,10 @@ class Method(nn.Module):
 
     def __init__(self, setup: Setup, hp: Any) -> None:
         super().__init__()
+        own = (type(self).match, type(self).knowledge, type(self).loss)
+        if hp.beta and own == (Method.match, Method.knowledge, Method.loss):
+            name = type(self).__name__.lower()
+            raise UserError(f"{name} has no term of its own to weigh: hp.{name}.beta must be 0, got {hp.beta}")
         self.setup, self.hp = setup, hp
         self.surgery = self.plan(setup, hp)
         self.student = self.deployed(setup.student, **self.surgery)
@@ -128,9 +132,9 @@ def kl(logits_s: Tensor, logits_t: Tensor, T: float) -> Tensor:
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pools the larger of two maps to the size of the smaller; (B, C, H, W) each."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+        return F.adaptive_avg_pool2d(a, tuple(b.shape[2:])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+        return a, F.adaptive_avg_pool2d(b, tuple(a.shape[2:]))
     return a, b
 
 

@@ -45,7 +45,7 @@ class SimKD(Method):
         return {"c_in": ours.shape[1], "c_out": width, "factor": hp.factor, "side": side, "classes": setup.t.logits.shape[1]}
 
     @staticmethod
-    def deployed(net: Net, c_in: int, c_out: int, factor: int, side: int | None, classes: int) -> Net:
+    def deployed(net: Net, c_in: int, c_out: int, factor: int, side: int | None, classes: int) -> Net:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`side`: the student's map is pooled to that many pixels; None: left as it is."""
         fit = [] if side is None else [nn.AdaptiveAvgPool2d(side)]
         neck = nn.Sequential(*fit, *projector(c_in, c_out, factor))
