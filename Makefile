@@ -4,7 +4,7 @@ SHELL := /bin/bash
 export UV_SYSTEM_CERTS := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
-export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 1000
 unexport PYTHONPATH VIRTUAL_ENV PYTHONHOME
 
 UV := $(shell command -v uv || echo .uv/bin/uv)

@@ -131,7 +131,8 @@ def prepared(settings: Settings) -> Prepared:
         if theirs.get(key) != value:
             raise UserError(
                 f"{settings.prepared} was prepared with data.{key} = {theirs.get(key)!r}, now it is {value!r};"
-                f" run dvc repro prepare, or python stages/prepare.py data.{key}={value} out=runs/data and give prepared=runs/data"
+                f" run dvc repro prepare, or python stages/prepare.py data.{key}={value} out=runs/data"
+                " and give prepared=runs/data"
             )
     return data
 

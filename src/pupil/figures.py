@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,12 +79,13 @@ def mistakes(logits: Tensor, labels: Tensor, images: Tensor, names: list[str], p
     wrong = wrong[sure[wrong].argsort(descending=True)][:most]
     columns = 8
     rows = max(1, -(-len(wrong) // columns))
-    figure, grid = canvas(1.35 * columns, 1.6 * rows + 0.4, columns, rows)
+    figure, grid = canvas(1.35 * columns, 1.7 * rows + 0.5, columns, rows, layout=None)
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, wrong.tolist(), strict=False):
         axes.imshow(images[i].permute(1, 2, 0).numpy())
         axes.set_title(f"{names[labels[i]]} → {names[guess[i]]}\n{100 * sure[i]:.0f} %", fontsize=7)
+    figure.subplots_adjust(0.02, 0.02, 0.98, 1 - 0.9 / (1.7 * rows + 0.5), 0.1, 0.35)
     figure.suptitle(f"{int((guess != labels).sum())} of {len(labels)} test images wrong; true → answer", fontsize=9)
     figure.savefig(path)
 
@@ -105,11 +106,13 @@ def comparison(families: Mapping[str, Sequence[float]], path: Path) -> None:
     figure.savefig(path)
 
 
-def canvas(width: float, height: float, columns: int, rows: int = 1) -> tuple[Any, list[Any]]:
+def canvas(
+    width: float, height: float, columns: int, rows: int = 1, layout: Literal["constrained"] | None = "constrained"
+) -> tuple[Any, list[Any]]:
     """A figure and its axes, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), dpi=100, layout="constrained")
+    figure = Figure((width, height), dpi=100, layout=layout)
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)

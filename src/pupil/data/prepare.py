@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pupil.arrays import save_arrays
 from pupil.data.base import Content, Data, Source

@@ -132,9 +132,9 @@ def kl(logits_s: Tensor, logits_t: Tensor, T: float) -> Tensor:
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pools the larger of two maps to the size of the smaller; (B, C, H, W) each."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, tuple(b.shape[2:])), b
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, tuple(a.shape[2:]))
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
 
 

@@ -5,20 +5,20 @@ global URI, so nothing in the environment can catch our runs.  The record is the
 found by asking the store, and a store that does not answer costs seconds, never a run.
 """
 
+import contextlib
 import os
+import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from pupil import record
 from pupil.tracking.mirror import Mirror
-from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, load_mlflow, unusable
+from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, unusable
 
 __all__ = ["Mirror", "Stream", "connect", "parent_from_environment", "sync"]
 
-PATIENCE, PATIENCE_UNANSWERED = 120.0, 8.0  # seconds that `Stream.close` waits
 LATER = "run `python -m pupil sync` later"
 
 
@@ -29,51 +29,36 @@ def parent_from_environment() -> dict[str, str] | None:
 
 
 class Stream:
-    """Mirrors a growing record from a thread of its own; whatever happens there, training goes on."""
+    """Mirrors a growing record from a process of its own; whatever happens there, training goes on.
+
+    A thread would do, but for the seconds in which it imports mlflow: then it and torch wait for one another.
+    """
 
     def __init__(self, folder: Path, home: Path, experiment: str) -> None:
-        self.folder, self.home, self.experiment = folder, home, experiment
-        self.news, self.closing = threading.Event(), threading.Event()
-        self.asked: float | None = None  # when the store was first asked, time.monotonic()
-        self.answered = self.complete = False
-        self.thread = threading.Thread(target=self.work, name="tracking", daemon=True)
-        self.thread.start()
+        self.folder = folder
+        self.child: subprocess.Popen[bytes] | None = None
+        if find_spec("mlflow") is None:
+            warn(f"tracking: mlflow is not installed here; {folder} keeps the record: run `python -m pupil sync` where it is")
+            return
+        source = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "pupil.tracking.follow", str(folder), str(home), experiment]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env={**os.environ, "PYTHONPATH": path})
 
     def changed(self) -> None:
-        self.news.set()
+        if self.child is not None and self.child.stdin is not None:
+            with contextlib.suppress(OSError):  # it has given up
+                self.child.stdin.write(b".")
+                self.child.stdin.flush()
 
     def close(self) -> None:
-        """Waits for the last push, seconds if the store has not answered yet."""
-        self.closing.set()
-        self.news.set()
-        closed = time.monotonic()
-        while self.thread.is_alive() and time.monotonic() < self.deadline(closed):
-            self.thread.join(0.05)
-        if not self.complete:
+        """Waits for the last push; the other side sees to it that a store that does not answer costs seconds."""
+        if self.child is None:
+            return
+        with contextlib.suppress(OSError):
+            self.child.communicate()
+        if self.child.returncode != 0:
             warn(f"tracking: {self.folder} is not complete in the store; {LATER}")
-
-    def deadline(self, closed: float) -> float:
-        if self.answered or self.asked is None or not address(self.home)[1]:
-            return closed + PATIENCE
-        return max(closed, self.asked) + PATIENCE_UNANSWERED
-
-    def work(self) -> None:
-        try:
-            load_mlflow()
-            self.asked = time.monotonic()
-            store = connect(self.home, self.experiment)
-            self.answered = True
-            mirror = Mirror(self.folder, store)
-            while not self.complete:
-                self.news.wait()
-                self.news.clear()
-                last = self.closing.is_set()  # before the push: it sees all that was written before close()
-                self.complete = mirror.push()
-                if last:
-                    return
-                self.closing.wait(1)
-        except Exception as e:
-            warn(f"WARNING tracking is off: {first_line(e)}; training goes on")
 
 
 def sync(roots: Iterable[Path], home: Path, experiment: str) -> tuple[int, int, int]:
