@@ -5,7 +5,7 @@ export UV_SYSTEM_CERTS := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export GOMP_SPINCOUNT := 1000
-unexport PYTHONPATH VIRTUAL_ENV PYTHONHOME
+unexport PYTHONPATH VIRTUAL_ENV PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
 BIN := $(CURDIR)/.venv/bin
@@ -19,7 +19,7 @@ all: setup repro  ## set up, run the pipeline, show the results
 setup: .venv/ready  ## create .venv with the locked packages
 
 .uv/bin/uv:
-	python3.11 -m venv .uv
+	$$(command -v python3.11 || command -v python3) -m venv .uv
 	.uv/bin/pip install -q --disable-pip-version-check uv==0.13.8
 
 .venv/ready: requirements.txt $(if $(findstring .uv,$(UV)),.uv/bin/uv)
@@ -34,8 +34,8 @@ repro: setup  ## run what is out of date, sync the records to MLflow, print the 
 	@echo; echo "to compare the runs: make ui"
 
 check: setup  ## format, lint, types and the quick tests
-	ruff format --check src stages tests benchmarks
-	ruff check src stages tests benchmarks
+	ruff format --check src stages tests
+	ruff check src stages tests
 	basedpyright
 	python -m pytest -q -m "not slow and not pipeline"
 

@@ -97,7 +97,7 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     params |= {"optim": plain(settings.optim), "hp": hp}
     ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
     meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
-    title = f"{network} from {label} by {name}, seed {seed}"
+    title = f"{network} by {name} from {label}, seed {seed}"
     return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder)
 
 

@@ -22,6 +22,7 @@ from pupil.record import sha256
 from pupil.types import UserError
 
 WEIGHTS, META = "model.safetensors", "model.json"
+NEEDED = {"network", "method", "surgery", "classes", "image_size", "mean", "std", "sha256"}  # to build it again and to use it
 
 
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -42,8 +43,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
-    if meta.get("network") not in NETWORKS or meta.get("method") not in (None, *METHODS):
-        raise UserError(f"{folder / META} names network {meta.get('network')!r}, method {meta.get('method')!r}: not known here")
+    if not isinstance(meta, dict) or not NEEDED <= meta.keys():
+        raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
+    if meta["network"] not in NETWORKS or meta["method"] not in (None, *METHODS):
+        raise UserError(f"{folder / META} names network {meta['network']!r}, method {meta['method']!r}: not known here")
     return meta
 
 

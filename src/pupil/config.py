@@ -8,6 +8,7 @@ optim.epochs=2` (`python -m pupil resolve > FILE.json` writes one).
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -197,7 +198,13 @@ def from_json(args: Sequence[str]) -> Settings:
     """Settings from a resolved configuration and key=value overrides with JSON values; needs no Hydra."""
     if not args or not Path(args[0]).is_file():
         raise UserError(f"--config needs the file of a resolved configuration, got {' '.join(args[:1]) or 'nothing'}")
-    tree = overlay(defaults(), json.loads(Path(args[0]).read_text()))
+    try:
+        given_tree = json.loads(Path(args[0]).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"--config {args[0]} is not JSON: {e}; python -m pupil resolve writes such a file") from None
+    if not isinstance(given_tree, dict):
+        raise UserError(f"--config {args[0]} must hold a JSON object, got {type(given_tree).__name__}")
+    tree = overlay(defaults(), given_tree)
     given = []
     for text in args[1:]:
         key, eq, value = text.partition("=")
@@ -233,7 +240,16 @@ def read_params(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path.name} must hold `key: value` lines, got {type(tree).__name__}")
+    refuse_interpolation(tree, path.name)
     return typing.cast(dict[str, Any], tree)
+
+
+def refuse_interpolation(value: Any, where: str) -> None:
+    """DVC hashes params.yaml as it is written: what `${...}` stands for could change unseen."""
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{where}: {value!r} stands for another value, which DVC would not follow; write the value itself")
+    for v in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        refuse_interpolation(v, where)
 
 
 def pipeline_key() -> str:
@@ -289,7 +305,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def resolve(tree: Mapping[str, Any], given: tuple[str, ...] = ()) -> Settings:
     """Plain values -> checked settings."""
-    tree = dict(tree)
+    refuse_interpolation(tree, "settings")
+    tree = overlay(defaults(), tree)  # once more: an override may have put a number where a section was
     hp = {name: convert(METHODS[name].Config, row, f"hp.{name}") for name, row in tree.pop("hp").items()}
     settings = dataclasses.replace(convert(Settings, tree, ""), hp=hp, given=given)
     check(settings)
@@ -316,7 +333,7 @@ def convert(kind: Any, value: Any, path: str) -> Any:
         return tuple(convert(typing.get_args(kind)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise UserError(f"{path}: expected {name_of(kind)}, got {value!r}")
     return value
 
@@ -364,8 +381,10 @@ def check(s: Settings) -> None:
         *((f"seeds[{i}]", v) for i, v in enumerate(s.seeds)),
         ("teacher.seed", s.teacher.seed),
         ("data.seed", s.data.seed),
+        ("train.seed", s.train.seed),
+        ("distill.seed", s.distill.seed),
     ):
-        within(path, seed, seed >= 0, "0 or more")
+        within(path, seed, seed is None or seed >= 0, "0 or more")
     check_optim("optim", s.optim)
     check_optim("teacher.optim", s.teacher.optim)
     for name, hp in s.hp.items():

@@ -46,7 +46,7 @@ def check(settings: Settings) -> None:
             for method_name in settings.methods:
                 net = student(name, outline.classes, 0)
                 method = build_method(method_name, net, teacher, outline.image_size, labels, settings.hp[method_name], 0)
-                print_step(f"{name} < {teacher_name} {method_name}", method, teacher, outline, settings.optim.batch_size)
+                print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, settings.optim.batch_size)
     check_shkd(settings, outline)
     n = count(settings)
     print(f"fine: {n} trainings are configured")

@@ -7,6 +7,7 @@ network itself.  Over seeds: mean, standard deviation, and a verdict against the
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def cells(s: Settings) -> list[Cell]:
             for n in s.students:
                 teacher = root / "teacher" / t if kind == "distill" else root / "shkd" / f"{t}-{n}"
                 found += [
-                    Cell(f"{n} < {t}{mark} {m}", f"{n} alone", teacher, seed, root / kind / f"{t}-{n}" / m / str(seed))
+                    Cell(f"{n} by {m} from {t}{mark}", f"{n} alone", teacher, seed, root / kind / f"{t}-{n}" / m / str(seed))
                     for m in s.methods
                     for seed in s.seeds
                 ]
@@ -225,5 +226,5 @@ def track(settings: Settings, families: dict[str, dict[str, Any]], networks: Seq
 
 
 def metric_name(family: str) -> str:
-    """MLflow allows letters, digits and a few marks."""
-    return "".join(c if c.isalnum() or c in "_-. /" else " " for c in family.replace("<", "from")).replace("  ", " ").strip()
+    """MLflow allows letters, digits and a few marks, not those of "(SH-KD)"."""
+    return re.sub(r"[^\w\-. ]", "", family)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -68,8 +69,16 @@ def load(folder: Path) -> Prepared:
         raise UserError(
             f"{folder} holds no prepared data ({Path(error.filename or folder).name} is missing); prepare it"
         ) from error
-    if manifest.get("version") != VERSION:
-        raise UserError(f"{folder} was prepared in format {manifest.get('version')}, this is {VERSION}; prepare it again")
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder} is damaged ({error}); delete it and prepare it again") from error
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        found_version = manifest.get("version") if isinstance(manifest, dict) else None
+        raise UserError(f"{folder} was prepared in format {found_version}, this is {VERSION}; prepare it again")
+    for name, arrays in found.items():
+        if sha256(arrays) != manifest["sha256"][name]:
+            raise UserError(
+                f"{folder / name}.safetensors is damaged: its SHA-256 is not that of manifest.json; prepare it again"
+            )
     return Prepared(manifest, {name: (arrays["images"], arrays["labels"]) for name, arrays in found.items()})
 
 

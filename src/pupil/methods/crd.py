@@ -46,6 +46,8 @@ class CRD(Method):
         counts = setup.labels.bincount()
         if hp.k < 1 or hp.dim < 1 or hp.tau <= 0:
             raise UserError(f"crd: hp.crd.k, dim and tau must be positive, got {hp.k}, {hp.dim} and {hp.tau}")
+        if not 0 <= hp.momentum < 1:
+            raise UserError(f"crd: hp.crd.momentum must be from 0 to below 1, got {hp.momentum}")
         if counts.max() == n:
             raise UserError(f"crd: negatives come from other classes, but all {n} training images are of one class")
         self.embed_s = nn.Linear(setup.s.embedding.shape[1], hp.dim)

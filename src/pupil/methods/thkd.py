@@ -40,6 +40,8 @@ class THKD(Method):
         same_width("thkd", setup, "use simkd, which projects, or a pair of equal width")
         if not 0 <= hp.mix <= 1:
             raise UserError(f"thkd: hp.thkd.mix must be from 0 (own classifier) to 1 (the teacher's), got {hp.mix}")
+        if hp.T_head <= 0:
+            raise UserError(f"thkd: hp.thkd.T_head must be greater than 0, got {hp.T_head}")
         return {"mix": hp.mix, "width": setup.t.embedding.shape[1], "classes": setup.t.logits.shape[1]} if hp.mix else {}
 
     @staticmethod
