@@ -43,7 +43,7 @@ test: setup  ## every test
 	python -m pytest -q
 
 ui: setup  ## MLflow's pages on this machine only, at PORT (5000)
-	@echo "open http://127.0.0.1:$(PORT)"
+	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \
 	  --host 127.0.0.1 --port $(PORT) --workers 1
 

@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from pupil import assemble, session
-from pupil.config import Settings, launch
+from pupil.config import launch
+from pupil.settings import Settings
 
 
 def main(settings: Settings) -> None:

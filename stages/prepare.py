@@ -5,9 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from pupil.config import Settings, launch
+from pupil.config import launch
 from pupil.data import prepare
 from pupil.session import where_prepared
+from pupil.settings import Settings
 
 
 def main(settings: Settings) -> None:

@@ -102,7 +102,7 @@ def test_load_gives_what_prepare_returned_and_wrote(tmp_path: Path) -> None:
         data = b"".join(t.numpy().tobytes() for t in (images, labels, ids))
         assert manifest["sha256"][name] == hashlib.sha256(data).hexdigest()
     assert manifest["config"]["train_images"] == 100
-    assert manifest["augment"] == {"pad": 2, "flip": False}
+    assert manifest["augment"] == {"pad": 4, "flip": False}
 
 
 def test_prepared_files_can_be_read_by_whom_the_folder_can(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from pupil.config import HOME, launch_with, load_settings, plain, user_errors
+from pupil.config import HOME, launch_with, load_settings, user_errors
 from pupil.record import find, read
+from pupil.settings import plain
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pupil import checkpoint, models
-from pupil.config import HOME, Settings, plain
+from pupil.config import HOME
 from pupil.data import Prepared, load
 from pupil.data.resident import Augment, Resident
 from pupil.fit import Optim
@@ -16,6 +16,7 @@ from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
 from pupil.net import FrozenLinear, Net, probe
+from pupil.settings import Settings, plain
 from pupil.types import UserError
 
 
@@ -51,6 +52,8 @@ def single(settings: Settings, data: Prepared) -> Job:
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
     if role != "shkd":
+        if settings.train.head_of is not None:
+            raise UserError(f"train.head_of has no effect with train.role={role}; only shkd borrows a classifier")
         stage, title = (
             ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
         )
@@ -74,8 +77,8 @@ def single(settings: Settings, data: Prepared) -> Job:
 def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
     cell = settings.distill
-    settings.refuse_unused("data", "optim", "distill", "protocol", "hp", "prepared")
     network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
+    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared")
     seed = settings.seeds[0] if cell.seed is None else cell.seed
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)

@@ -43,9 +43,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
-    if not isinstance(meta, dict) or not NEEDED <= meta.keys():
+    if not isinstance(meta, dict) or NEEDED - meta.keys():
         raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
-    if meta["network"] not in NETWORKS or meta["method"] not in (None, *METHODS):
+    if meta["network"] not in (*NETWORKS,) or meta["method"] not in (None, *METHODS):
         raise UserError(f"{folder / META} names network {meta['network']!r}, method {meta['method']!r}: not known here")
     return meta
 
@@ -59,10 +59,10 @@ def load(folder: Path) -> tuple[Net, dict[str, Any]]:
     if sha256(weights) != meta["sha256"]:
         raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
     net = build(meta["network"], len(meta["classes"]))
-    if meta["method"] is not None:
-        net = METHODS[meta["method"]].deployed(net, **meta["surgery"])
     try:
+        if meta["method"] is not None:
+            net = METHODS[meta["method"]].deployed(net, **meta["surgery"])
         net.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as e:
+    except (SafetensorError, RuntimeError, TypeError) as e:
         raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {str(e).splitlines()[0]}") from None
     return net.eval().requires_grad_(False), meta

@@ -57,7 +57,7 @@ def confusion(table: Tensor, names: list[str], path: Path) -> None:
     side = min(12.0, 2.5 + 0.35 * k)
     figure, (axes,) = canvas(side, side, 1)
     shares = table / table.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if k <= 30:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pupil import measures
 from pupil.assemble import build_method, find, pick_device, student
-from pupil.config import Settings
 from pupil.data import SOURCES, load
 from pupil.fit import step
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.net import Net, probe
 from pupil.record import flatten
+from pupil.settings import Settings
 from pupil.types import Batch, UserError
 
 

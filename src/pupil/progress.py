@@ -7,19 +7,19 @@ from typing import TextIO
 
 from pupil.types import Batch
 
-SECONDS = 5.0  # between two lines
+SECONDS, BAR_SECONDS = 5.0, 0.2  # between two lines, two moves of the bar
 
 
 class Progress:
     """`watch` wraps an epoch's batches; `log` takes the epoch's metrics."""
 
-    def __init__(self, title: str, batches: int, out: TextIO = sys.stdout) -> None:
-        """`batches`: of one epoch."""
-        self.title, self.batches, self.out = title, batches, out
+    def __init__(self, title: str, batches: int, out: TextIO | None = None) -> None:
+        """`batches`: of one epoch; `out`: standard output if not given."""
+        self.title, self.batches, self.out = title, batches, out or sys.stdout
         self.started = self.shown = time.monotonic()
         self.epochs = self.epoch = self.done = 0
         self.latest = ""
-        self.bar = make_bar(title) if out.isatty() else None
+        self.bar = make_bar(title) if self.out.isatty() else None
 
     def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
         if epoch == 1:  # a new phase
@@ -38,16 +38,19 @@ class Progress:
 
     def show(self, now: bool) -> None:
         """Every step moves the bar; lines come a few seconds apart, and after the last epoch."""
+        wait = SECONDS if self.bar is None else BAR_SECONDS
+        if not now and time.monotonic() - self.shown < wait:
+            return
+        self.shown = time.monotonic()
+        total, head = self.batches * self.epochs, f"{self.title}  epoch {self.epoch}/{self.epochs}"
         if self.bar is not None:
-            self.bar.total, self.bar.n = self.batches * self.epochs, self.done
-            self.bar.set_description_str(f"{self.title}  epoch {self.epoch}/{self.epochs}", refresh=False)
+            self.bar.total, self.bar.n = total, self.done
+            self.bar.set_description_str(head, refresh=False)
             self.bar.set_postfix_str(self.latest, refresh=False)
-            self.bar.update(0)
-        elif now or time.monotonic() - self.shown > SECONDS:
-            self.shown = time.monotonic()
-            steps_left = self.batches * self.epochs - self.done
-            left = (self.shown - self.started) / max(self.done, 1) * steps_left
-            self.out.write(f"{self.title}  epoch {self.epoch}/{self.epochs}  {self.latest}  {left:.0f} s left\n")
+            self.bar.refresh()
+        else:
+            left = (self.shown - self.started) / max(self.done, 1) * (total - self.done)
+            self.out.write(f"{head}  {self.latest}  {left:.0f} s left\n")
             self.out.flush()
 
     def close(self) -> None:
@@ -61,4 +64,4 @@ def make_bar(title: str):
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=1, desc=title, bar_format="{desc} |{bar}| {elapsed}<{remaining}  {postfix}", mininterval=0.2)
+    return tqdm(total=1, desc=title, bar_format="{desc} |{bar}| {elapsed}<{remaining}{postfix}")

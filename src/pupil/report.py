@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from pupil import checkpoint, figures, measures
 from pupil.assemble import find
-from pupil.config import HOME, Settings
+from pupil.config import HOME
 from pupil.record import Record, environment, processor
-from pupil.session import PREDICTIONS, group, where_report
+from pupil.session import PREDICTIONS, dvc_tags, group, where_report
+from pupil.settings import Settings
 from pupil.tracking import Stream
 from pupil.types import UserError
 
@@ -61,7 +62,7 @@ def cells(s: Settings) -> list[Cell]:
 
 def write(settings: Settings, reports: Path = Path("reports")) -> None:
     """reports/: metrics.json and plots for DVC, networks.json with everything, table.md for people."""
-    chosen = cells(settings)
+    place, chosen = where_report(settings), cells(settings)
     missing = [str(c.folder) for c in chosen if not (find(str(c.folder)) / PREDICTIONS).exists()]
     if missing:
         raise UserError(f"{len(missing)} of {len(chosen)} networks are not trained yet, first {missing[0]}; run dvc repro")
@@ -78,7 +79,7 @@ def write(settings: Settings, reports: Path = Path("reports")) -> None:
     write_csv(reports / "accuracy.csv", ("network", "seed", "top1"), [(n["family"], n["seed"], n["top1"]) for n in networks])
     classes = [(n["family"], n["seed"], c, a) for n in networks for c, a in n["per_class"].items()]
     write_csv(reports / "per_class.csv", ("network", "seed", "class", "accuracy"), classes)
-    track(settings, families, networks, reports)
+    track(settings, families, networks, reports, place)
 
 
 def describe(cell: Cell, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -186,9 +187,10 @@ def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) ->
         csv.writer(f).writerows([head, *rows])
 
 
-def track(settings: Settings, families: dict[str, dict[str, Any]], networks: Sequence[dict[str, Any]], reports: Path) -> None:
+def track(
+    settings: Settings, families: dict[str, dict[str, Any]], networks: Sequence[dict[str, Any]], reports: Path, folder: Path
+) -> None:
     """A record of the comparison, so that MLflow has all of it too."""
-    folder = where_report(settings)
     names = dict.fromkeys(n["family"] for n in networks)
     facts = {
         "stage": "evaluate",
@@ -203,6 +205,7 @@ def track(settings: Settings, families: dict[str, dict[str, Any]], networks: Seq
         "inputs": {n["folder"]: checkpoint.read_meta(find(n["folder"]))["sha256"] for n in networks},
         "environment": environment("cpu"),
         "group": group(settings.data.name),
+        "tags": dvc_tags(),
         "teacher": None,
         "data": None,
         "model": None,

@@ -14,11 +14,12 @@ from torch import Tensor
 from pupil import checkpoint, figures, measures
 from pupil.arrays import save_arrays
 from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
-from pupil.config import HOME, Settings, pipeline_key, plain
+from pupil.config import HOME, pipeline_key
 from pupil.data import Prepared
 from pupil.fit import Trained, fit, predict
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
+from pupil.settings import Settings, plain
 from pupil.tracking import Stream, parent_from_environment
 from pupil.types import UserError
 
@@ -38,8 +39,8 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
     place = where(settings, job.stage)
     feeds = loaders(data, job.optim.batch_size, job.seed, device)
     to_device(job, device)
-    record, stream = open_record(job, data, settings, place, device)
     progress = Progress(job.title, len(feeds.train))
+    record, stream = open_record(job, data, settings, place, device)
 
     def log(values: Mapping[str, float], epoch: int) -> None:
         record.log({**values, **usage(device)}, epoch)
@@ -123,6 +124,7 @@ def open_record(job: Job, data: Prepared, settings: Settings, place: Where, devi
         },
         "environment": environment(describe(device)),
         "group": group(data.manifest["name"]),
+        "tags": dvc_tags(),
         "teacher": teacher_run(job, place),
         "data": {
             "name": data.manifest["name"],
@@ -144,6 +146,12 @@ def group(data_name: str) -> dict[str, str] | None:
         return parent
     key = pipeline_key()
     return {"key": key, "name": f"pipeline {data_name} {key[:6]}"}
+
+
+def dvc_tags() -> dict[str, str]:
+    """Which stage and experiment of DVC this is, if DVC runs it."""
+    names = {"dvc.stage": "DVC_STAGE", "dvc.experiment": "DVC_EXP_NAME"}
+    return {tag: os.environ[variable] for tag, variable in names.items() if variable in os.environ}
 
 
 def teacher_run(job: Job, place: Where) -> dict[str, Any] | None:

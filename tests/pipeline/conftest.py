@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+
+from pupil.tracking.store import load_mlflow
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent  # not resolved: the virtual environment's own
@@ -67,7 +70,9 @@ class Checkout:
     def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
         environment = self.environment(**more)
-        return subprocess.Popen(command, cwd=self.path, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        return subprocess.Popen(
+            command, cwd=self.path, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
 
     def attempt(self, *command: str, **more: str) -> Done:
         """Runs a command, whatever comes of it."""
@@ -99,9 +104,8 @@ class Checkout:
         path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def out_of_date(self) -> set[str]:
-        """The stages that `dvc repro` would look at again; of a chain of them all, not the first alone."""
-        stages: dict[str, Any] = json.loads(self.run("dvc", "status", "--json").out)
-        return set(stages)
+        """The stages of which a dependency, a parameter or an output is not what it was."""
+        return set(json.loads(self.run("dvc", "status", "--json").out))
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
@@ -137,3 +141,109 @@ def make_clone(path: Path) -> Checkout:
     clone.run("git", "config", "user.email", "test@example.org")
     clone.commit("start")
     return clone
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A clone in which nothing has run; only for copying and for what changes nothing."""
+    return make_clone(tmp_path_factory.mktemp("start") / "pupil")
+
+
+@pytest.fixture(scope="session")
+def finished(start: Checkout) -> tuple[Checkout, Done]:
+    """A clone after its first `dvc repro`, committed, and what that said; not to be changed."""
+    clone = copy(start, start.path.parent.with_name("finished") / "pupil")
+    first = clone.run("dvc", "repro")
+    clone.commit("results")
+    return clone, first
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables and nothing else: making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    load_mlflow()(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workspace(finished: tuple[Checkout, Done], empty_store: Path, tmp_path: Path) -> Checkout:
+    """A copy of the finished clone, DVC's cache included, with a store in which there is no run."""
+    clone = copy(finished[0], tmp_path / "pupil")
+    clone.remove("mlflow.db", "mlruns")  # they name the first clone's folder
+    shutil.copy(empty_store, clone.path / "mlflow.db")
+    return clone
+
+
+def copy(clone: Checkout, path: Path) -> Checkout:
+    shutil.copytree(clone.path, path, symlinks=True)
+    return Checkout(path)
+
+
+class Run(NamedTuple):
+    """What MLflow shows of a run."""
+
+    id: str
+    name: str
+    status: str
+    parent: str | None
+    uid: str | None  # of the record
+    stage: str | None
+    params: dict[str, str]
+    curves: dict[str, list[tuple[int, float]]]  # metric -> (step, value)
+    digests: list[str]  # of the data sets
+    models: int
+    artifacts: set[str]
+
+
+def runs_of(clone: Checkout, experiment: str = "pupil") -> list[Run]:
+    """The runs of an experiment, the oldest first."""
+    client = load_mlflow()(f"sqlite:///{clone.path / 'mlflow.db'}")
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+    return [describe(client, run) for run in runs]
+
+
+def describe(client: Any, run: Any) -> Run:
+    id, tags = run.info.run_id, run.data.tags
+    curves = {key: [(p.step, p.value) for p in client.get_metric_history(id, key)] for key in run.data.metrics}
+    return Run(
+        id,
+        run.info.run_name,
+        run.info.status,
+        tags.get("mlflow.parentRunId"),
+        tags.get("pupil.record"),
+        tags.get("pupil.stage"),
+        run.data.params,
+        {key: sorted(points) for key, points in curves.items()},
+        [i.dataset.digest for i in run.inputs.dataset_inputs],
+        len(run.outputs.model_outputs) if run.outputs else 0,
+        {f.path for f in client.list_artifacts(id)},
+    )
+
+
+def curves_of(clone: Checkout) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """uid of the record -> every metric's history."""
+    runs = [run for run in runs_of(clone) if run.uid is not None]
+    assert len({run.uid for run in runs}) == len(runs), "a record has two runs"
+    return {str(run.uid): run.curves for run in runs}
+
+
+@pytest.fixture(scope="session")
+def downstream(finished: tuple[Checkout, Done]) -> dict[str, set[str]]:
+    """stage -> all that depend on it, directly or not: `dvc status` looks at files as they are, not as they will be."""
+    edges = re.findall(r'"(.+?)" -> "(.+?)"', finished[0].run("dvc", "dag", "--dot").out)
+    stages = {stage for edge in edges for stage in edge}
+
+    def after(stage: str) -> set[str]:
+        nexts = {b for a, b in edges if a == stage}
+        return nexts.union(*(after(b) for b in nexts))
+
+    return {stage: after(stage) for stage in stages}
+
+
+def ran(done: Done) -> set[str]:
+    """The stages that `dvc repro` ran, those from the cache left out."""
+    return set(re.findall(r"Running stage '(.+?)'", done.text))

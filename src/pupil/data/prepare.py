@@ -30,6 +30,7 @@ from pupil.types import UserError
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+FILES = ("manifest.json", *(f"{name}.safetensors" for name in SPLITS))
 Arrays = dict[str, Tensor]  # images, labels, source_ids
 Progress = Callable[[int, int], None]  # images read, of how many
 
@@ -62,13 +63,12 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
 
 def load(folder: Path) -> Prepared:
     """What `prepare` wrote."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} holds no prepared data ({missing[0]} is missing); prepare it")
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         found = {name: load_file(folder / f"{name}.safetensors") for name in SPLITS}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no prepared data ({Path(error.filename or folder).name} is missing); prepare it"
-        ) from error
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and prepare it again") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:

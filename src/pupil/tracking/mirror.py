@@ -62,7 +62,6 @@ class Mirror:
             RECORD: facts["uid"],
             "pupil.stage": facts["stage"],
             "pupil.teacher": teacher.get("uid"),
-            "dvc.stage": facts.get("dvc_stage"),
             "mlflow.source.git.commit": env.get("git_commit"),
             "mlflow.source.name": (env.get("command") or [None])[0],
             "mlflow.source.type": "LOCAL",

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -113,8 +114,13 @@ def is_complete(run: "Run") -> bool:
 
 
 def first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+    return without_password((str(e).strip().splitlines() or [type(e).__name__])[0])[:200]
+
+
+def without_password(text: str) -> str:
+    """http://user:password@host -> http://host."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def unusable(uri: str, e: Exception) -> UserError:
-    return UserError(f"the tracking store {uri.rsplit('@', 1)[-1]} cannot be used: {first_line(e)}")
+    return UserError(f"the tracking store {without_password(uri)} cannot be used: {first_line(e)}")

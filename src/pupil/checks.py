@@ -1,0 +1,87 @@
+"""Which settings are possible: names are in the tables, numbers in their ranges.  Every stage checks all of the page."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pupil.data import SOURCES
+from pupil.fit import Optim
+from pupil.methods import METHODS
+from pupil.models import NETWORKS
+from pupil.settings import Settings
+from pupil.types import UserError
+
+
+def check(s: Settings) -> None:
+    """Names are in the tables and numbers are possible; every stage refuses a bad page before it does anything."""
+    one_of("data.name", s.data.name, SOURCES)
+    for path, names, table in (
+        ("teachers", s.teachers, NETWORKS),
+        ("students", s.students, NETWORKS),
+        ("methods", s.methods, METHODS),
+        ("shkd", s.shkd, NETWORKS),
+        ("train.network", (s.train.network,), NETWORKS),
+        ("distill.teacher", (s.distill.teacher,), NETWORKS),
+        ("distill.student", (s.distill.student,), NETWORKS),
+        ("distill.method", (s.distill.method,), METHODS),
+    ):
+        for name in names:
+            if name is not None:
+                one_of(path, name, table)
+    for path, values in (("teachers", s.teachers), ("students", s.students), ("methods", s.methods), ("seeds", s.seeds)):
+        if not values:
+            raise UserError(f"{path}: at least one is needed, got an empty list")
+    for path, values in (
+        ("teachers", s.teachers),
+        ("students", s.students),
+        ("methods", s.methods),
+        ("seeds", s.seeds),
+        ("shkd", s.shkd),
+    ):
+        if len(set(values)) < len(values):
+            raise UserError(f"{path}: every entry once, got {list(values)}")
+    one_of("train.role", s.train.role, ("teacher", "student", "shkd"))
+    one_of("protocol.deploy", s.protocol.deploy, ("last", "best_by_val"))
+    for path, seed in (
+        *((f"seeds[{i}]", v) for i, v in enumerate(s.seeds)),
+        ("teacher.seed", s.teacher.seed),
+        ("data.seed", s.data.seed),
+        ("train.seed", s.train.seed),
+        ("distill.seed", s.distill.seed),
+    ):
+        within(path, seed, seed is None or seed >= 0, "0 or more")
+    check_optim("optim", s.optim)
+    check_optim("teacher.optim", s.teacher.optim)
+    for name, hp in s.hp.items():
+        within(f"hp.{name}.T", hp.T, hp.T > 0, "greater than 0")
+        for weight in ("ce", "kl", "beta"):
+            within(f"hp.{name}.{weight}", getattr(hp, weight), getattr(hp, weight) >= 0, "0 or more")
+        if not (hp.ce or hp.kl or hp.beta):
+            raise UserError(f"hp.{name}: ce, kl and beta are all 0, so there is nothing to train on")
+    if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")
+
+
+def check_optim(path: str, o: Optim) -> None:
+    within(f"{path}.epochs", o.epochs, o.epochs >= 1, "1 or more")
+    within(f"{path}.batch_size", o.batch_size, o.batch_size >= 1, "1 or more")
+    within(f"{path}.lr", o.lr, o.lr > 0, "greater than 0")
+    within(f"{path}.momentum", o.momentum, 0 <= o.momentum < 1, "from 0 to below 1")
+    within(f"{path}.weight_decay", o.weight_decay, o.weight_decay >= 0, "0 or more")
+    within(f"{path}.gamma", o.gamma, 0 < o.gamma <= 1, "above 0, at most 1")
+    one_of(f"{path}.schedule", o.schedule, ("step", "cosine"))
+    if list(o.milestones) != sorted(set(o.milestones)) or any(m < 1 for m in o.milestones):
+        raise UserError(f"{path}.milestones: expected epochs in rising order, got {list(o.milestones)}")
+    if o.nesterov and not o.momentum:
+        raise UserError(f"{path}.nesterov needs a momentum above 0, got {o.momentum}")
+
+
+def within(path: str, value: Any, fine: bool, expected: str) -> None:
+    if not fine:
+        raise UserError(f"{path}: expected {expected}, got {value}")
+
+
+def one_of(path: str, name: str, names: Any) -> None:
+    if name not in names:
+        close = get_close_matches(name, list(names), 1, 0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+        raise UserError(f"{path}: there is no {name!r}; {hint}")

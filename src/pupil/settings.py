@@ -1,0 +1,168 @@
+"""The settings: plain frozen dataclasses, and the way from nested dicts to them.  No Hydra, no files.
+
+A method's own settings are its `Config`, a data set's and the optimiser's are `Data` and `Optim`: a value's type,
+default and meaning stand in one place, in the code that uses it.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from pupil.data import Data
+from pupil.fit import Optim
+from pupil.methods import METHODS
+from pupil.methods.base import Method
+from pupil.types import UserError
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How teachers are trained."""
+
+    seed: int = 0
+    optim: Optim = Optim()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is deployed and what is reported."""
+
+    deploy: str = "last"  # last | best_by_val
+    papers_best_on_test: bool = False
+
+
+@dataclass(frozen=True)
+class Train:
+    """Which network stages/train.py trains; dvc.yaml gives these."""
+
+    role: str = "student"  # teacher | student | shkd
+    network: str | None = None  # None: the first of `students`, or of `teachers`
+    seed: int | None = None  # None: the first of `seeds`, or teacher.seed
+    head_of: str | None = None  # shkd: the folder of the trained student whose classifier is borrowed
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Which cell of the matrix stages/distill.py trains; dvc.yaml gives these."""
+
+    teacher: str | None = None  # None: the first of `teachers`, and so on
+    student: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    checkpoint: str | None = None  # the teacher's folder; None: what train_teacher left
+
+
+@dataclass(frozen=True)
+class Settings:
+    """params.yaml and the command line, checked."""
+
+    data: Data = Data()
+    teachers: tuple[str, ...] = ("resnet20",)
+    students: tuple[str, ...] = ("resnet8",)
+    methods: tuple[str, ...] = ("kd",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shkd: tuple[str, ...] = ()
+    teacher: Teacher = Teacher()
+    optim: Optim = Optim()
+    protocol: Protocol = Protocol()
+    hp: Mapping[str, Method.Config] = field(default_factory=lambda: {name: m.Config() for name, m in METHODS.items()})
+    device: str = "auto"
+    experiment: str = "pupil"
+    train: Train = Train()
+    distill: Distill = Distill()
+    prepared: str = "out/data"
+    out: str | None = None  # None: runs/<stage>-<time>, so that a run by hand never touches DVC's outputs
+    record: str | None = None
+    given: tuple[str, ...] = ()  # keys set on the command line
+
+    def refuse_unused(self, *sections: str) -> None:
+        """A key given on the command line that the stage would not read is a mistake."""
+        for key in self.given:
+            if not any(key == s or key.startswith(s + ".") for s in (*sections, "device", "experiment", "out", "record")):
+                raise UserError(
+                    f"{key} has no effect on this stage, which reads {', '.join(sections)}; edit params.yaml or drop it"
+                )
+
+
+def defaults() -> dict[str, Any]:
+    tree = plain(Settings())
+    del tree["given"]
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as dicts and lists."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`over` on top of `base`, section by section; keys that `base` lacks are refused."""
+    tree = dict(base)
+    for key, value in over.items():
+        if key not in base:
+            raise UserError(f"unknown key {path + str(key)!r}{nearest(path + str(key), all_keys(base, path))}")
+        if isinstance(base[key], Mapping):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}{key} is a section with keys {', '.join(base[key])}, got {value!r}")
+            value = overlay(base[key], value, f"{path}{key}.")
+        tree[key] = value
+    return tree
+
+
+def all_keys(tree: Mapping[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found.append(f"{path}{key}")
+        found += all_keys(value, f"{path}{key}.") if isinstance(value, Mapping) else []
+    return found
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    close = get_close_matches(name, names, 1, 0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    tops = sorted({n.split(".")[0] for n in names})
+    return f"; known: {', '.join(tops)}" if len(tops) < 40 else ""
+
+
+def convert(kind: Any, value: Any, path: str) -> Any:
+    """`value` as `kind`: a dataclass, a tuple, a union or a plain type."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return typing.cast(Any, kind)(**{k: convert(hints[k], v, f"{path}.{k}".lstrip(".")) for k, v in value.items()})
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        choices = typing.get_args(kind)
+        if value is None and type(None) in choices:
+            return None
+        for choice in (c for c in choices if c is not type(None)):
+            if typing.get_origin(choice) or type(value) is choice or (choice is float and type(value) is int):
+                return convert(choice, value, path)
+        raise UserError(f"{path}: expected {name_of(kind)}, got {value!r}")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{path}: expected a list such as [{example(typing.get_args(kind)[0])}], got {value!r}")
+        return tuple(convert(typing.get_args(kind)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{path}: expected {name_of(kind)}, got {value!r}")
+    return value
+
+
+def name_of(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return " or ".join(names.get(k, "a list") for k in typing.get_args(kind) or (kind,))
+
+
+def example(kind: Any) -> str:
+    return "0, 1" if kind is int else "name"

@@ -1,0 +1,128 @@
+"""A stage run twice leaves the same bytes; a seed gives every method the same student and the same batches."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pupil import assemble, checkpoint, config, record, session, tracking
+from pupil import settings as settings_of
+from pupil.data import Prepared, prepare
+from pupil.methods import METHODS
+from pupil.net import FrozenLinear
+from pupil.settings import Settings
+from tests import tiny
+
+FILES = (checkpoint.WEIGHTS, checkpoint.META, session.PREDICTIONS)
+OF_THE_MOMENT = ("images_per_second", "system/")  # not functions of the training
+
+
+@pytest.fixture(autouse=True)
+def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Prepared]:
+    """Settings, prepared digits, and a teacher's folder."""
+    root = tmp_path_factory.mktemp("ground")
+    optim = {"epochs": 2, "batch_size": 16, "lr": 0.02, "schedule": "cosine"}
+    page: dict[str, Any] = {"teachers": ["resnet14"], "device": "cpu", "optim": optim, "teacher": {"optim": optim}}
+    page["data"] = {"train_images": 40, "val_images": 10, "test_images": 20, "image_size": 16, "pad": 2, "flip": True}
+    page |= {
+        "hp": {"crd": {"k": 16, "dim": 8}},
+        "prepared": str(root / "data"),
+        "distill": {"checkpoint": str(root / "teacher")},
+    }
+    settings = config.resolve(settings_of.overlay(settings_of.defaults(), page))
+    prepare(settings.data, root / "data")
+    data = assemble.prepared(settings)
+    torch.manual_seed(0)
+    job = assemble.single(dataclasses.replace(settings, train=settings_of.Train(role="teacher")), data)
+    meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
+    checkpoint.save(root / "teacher", job.method.student.state_dict(), meta)
+    return settings, data
+
+
+def at(settings: Settings, folder: Path, method: str | None, seed: int) -> Settings:
+    """One cell of the matrix, below `folder`; no method: the student alone."""
+    changed = dataclasses.replace(settings, out=str(folder / "model"), record=str(folder / "record"))
+    if method is None:
+        return dataclasses.replace(changed, train=settings_of.Train(network="resnet8", seed=seed))
+    cell = dataclasses.replace(settings.distill, student="resnet8", method=method, seed=seed)
+    return dataclasses.replace(changed, distill=cell)
+
+
+def run(ground: tuple[Settings, Prepared], folder: Path, method: str | None, seed: int, disturb: int) -> dict[str, Any]:
+    """The bytes and the numbers that a stage leaves; `disturb`: the state in which the generator is found."""
+    settings, data = ground
+    here = at(settings, folder, method, seed)
+    torch.manual_seed(disturb)
+    torch.rand(disturb)
+    job = assemble.single(here, data) if method is None else assemble.distillation(here, data)
+    session.run(job, data, here)
+    found: dict[str, Any] = {name: (folder / "model" / name).read_bytes() for name in FILES}
+    lines = record.read_metrics(folder / "record")
+    found["lines"] = [{k: v for k, v in line["values"].items() if not k.startswith(OF_THE_MOMENT)} for line in lines]
+    facts = record.read(folder / "record")
+    return found | {key: facts[key] for key in ("final", "outputs", "inputs", "params", "seeds")}
+
+
+@pytest.mark.parametrize("method", [None, "simkd", "crd"])
+def test_the_same_seed_leaves_the_same_bytes_and_numbers(
+    method: str | None, ground: tuple[Settings, Prepared], tmp_path: Path
+) -> None:
+    first, again = (run(ground, tmp_path / str(i), method, seed=0, disturb=i) for i in (1, 2))
+    assert first == again
+    assert len(first["lines"]) == 2
+
+
+@pytest.mark.parametrize("method", [None, "kd"])
+def test_another_seed_leaves_other_weights_and_predictions(
+    method: str | None, ground: tuple[Settings, Prepared], tmp_path: Path
+) -> None:
+    first, other = (run(ground, tmp_path / str(seed), method, seed, disturb=0) for seed in (0, 1))
+    assert first[checkpoint.WEIGHTS] != other[checkpoint.WEIGHTS]
+    assert first[session.PREDICTIONS] != other[session.PREDICTIONS]
+    assert first["inputs"] == other["inputs"]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_method_starts_from_the_student_that_is_trained_alone(
+    method: str, ground: tuple[Settings, Prepared], tmp_path: Path
+) -> None:
+    settings, data = ground
+    for seed in (0, 1):
+        alone = assemble.single(at(settings, tmp_path, None, seed), data)
+        taught = assemble.distillation(at(settings, tmp_path, method, seed), data)
+        assert (alone.seed, alone.optim) == (taught.seed, taught.optim)
+        ours, theirs = tiny.state(taught.method.student), tiny.state(alone.method.student)
+        borrowed = isinstance(taught.method.student.head, FrozenLinear)
+        kept = [key for key in theirs if not (borrowed and key.startswith("head."))]
+        assert len(kept) > 30
+        assert all(torch.equal(ours[key], theirs[key]) for key in kept)
+
+
+def test_a_seed_gives_the_same_batches_whatever_is_trained(ground: tuple[Settings, Prepared]) -> None:
+    _, data = ground
+    torch.manual_seed(1)
+    a = assemble.loaders(data, 16, 0, torch.device("cpu")).train
+    torch.manual_seed(2)
+    b = assemble.loaders(data, 16, 0, torch.device("cpu")).train
+    other = assemble.loaders(data, 16, 1, torch.device("cpu")).train
+    for x, y, z in zip(a.epoch(3), b.epoch(3), other.epoch(3), strict=True):
+        assert torch.equal(x.ids, y.ids)
+        assert torch.equal(x.images, y.images)
+        assert not torch.equal(x.ids, z.ids)
+
+
+def test_the_random_streams_of_one_seed_are_independent() -> None:
+    drawn = set()
+    for stream in ("network", "method", "training"):
+        for seed in range(20):
+            assemble.seed_everything(stream, seed)
+            drawn.add(torch.rand(1, dtype=torch.float64).item())
+    assert len(drawn) == 60

@@ -1,0 +1,64 @@
+"""What only a CUDA device can show."""
+
+import pytest
+import torch
+
+from pupil.data.resident import Augment, Resident
+from pupil.fit import Optim, fit, score
+from pupil.methods import METHODS
+from pupil.methods.base import Setup
+from pupil.models import build
+from pupil.net import probe
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def train_on(device: torch.device, name: str) -> tuple[dict[str, list[float]], float]:
+    """Terms per epoch and training accuracy of one method on made images with a visible rule."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(256) % 4
+    images = torch.randint(0, 60, (256, 3, 32, 32), generator=g, dtype=torch.uint8) + (labels * 48).view(-1, 1, 1, 1).to(
+        torch.uint8
+    )
+    mean, std = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
+    train = Resident(images, labels, mean, std, 64, device, 0, Augment(2, True))
+    val = Resident(images, labels, mean, std, 256, device)
+    torch.manual_seed(1)
+    teacher = build("wrn_16_1", 4).eval().requires_grad_(False)
+    student = build("resnet8", 4)
+    hp = METHODS[name].Config(**({"k": 32} if name == "crd" else {}))
+    method = METHODS[name](Setup(student, teacher, probe(student, 32), probe(teacher, 32), labels), hp)
+    method.to(device)
+    teacher.to(device)
+    history: dict[str, list[float]] = {}
+
+    def log(values: object, epoch: int) -> None:
+        for key, value in dict(values).items():  # type: ignore[call-overload]
+            history.setdefault(key, []).append(value)
+
+    optim = Optim(epochs=3, batch_size=64, lr=0.02, schedule="cosine")
+    fit(method, teacher, train, val, optim, log, lambda batches, *_: iter(batches))
+    return history, score(method.student, val)["top1"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_on_the_gpu_begins_as_on_the_cpu_and_keeps_the_teacher_there(name: str) -> None:
+    cpu, _ = train_on(torch.device("cpu"), name)
+    gpu, _ = train_on(torch.device("cuda"), name)
+    assert cpu.keys() == gpu.keys()
+    if name != "crd":  # its negatives come from the device's own random numbers
+        assert gpu["distil/loss"][0] == pytest.approx(cpu["distil/loss"][0], rel=2e-2)
+
+
+def test_resident_batches_are_the_same_on_both_devices() -> None:
+    images = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.arange(50) % 5
+    rest = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 16)
+    here = Resident(images, labels, *rest, torch.device("cpu"), 3, Augment(2, True))
+    there = Resident(images, labels, *rest, torch.device("cuda"), 3, Augment(2, True))
+    for a, b in zip(here.epoch(4), there.epoch(4), strict=True):
+        assert torch.equal(a.ids, b.ids.cpu())
+        assert torch.allclose(a.images, b.images.cpu(), atol=1e-6)
