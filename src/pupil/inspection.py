@@ -1,6 +1,5 @@
 """`python -m pupil check`: everything of the configuration is built and stepped once, nothing is trained or written."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -10,12 +9,12 @@ from torch import Tensor
 from pupil import measures
 from pupil.assemble import build_method, find, pick_device, student
 from pupil.data import SOURCES, load
+from pupil.data.draw import class_indices
 from pupil.fit import step
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.net import Net, probe
-from pupil.record import flatten
-from pupil.settings import Settings
+from pupil.settings import Settings, plain
 from pupil.types import Batch, UserError
 
 
@@ -74,15 +73,18 @@ def outline_of(settings: Settings) -> Outline:
     folder = find(settings.prepared)
     if (folder / "manifest.json").exists():
         m = load(folder).manifest
-        if m["config"] == flatten(dataclasses.asdict(config)) | {
-            "classes": None if config.classes is None else list(config.classes)
-        }:
+        if m["config"] == plain(config):
             text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
             return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
     source = SOURCES[config.name]
-    classes = source.classes if source.classes is not None else len(source.load(config).classes)
-    if config.classes is not None:
-        classes = len(config.classes)
+    if source.classes is None:
+        names = source.load(config).classes  # lists the files, reads none
+    else:
+        names = tuple(str(k) for k in range(source.classes))
+    if source.classes is None or all(isinstance(given, int) for given in config.classes or ()):
+        classes = len(class_indices(config, names))
+    else:
+        classes = len(config.classes or ())
     images = config.train_images or 50 * classes
     text = f"data: {config.name}, {classes} classes, images of {config.image_size} pixels; not prepared yet"
     return Outline(classes, config.image_size, images, text)
