@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,17 +53,19 @@ def words(argv: Sequence[str]) -> list[str]:
         raise UserError(f"cannot read --overrides {argv[at + 1]!r}: {e}") from None
 
 
-class user_errors:
-    """`with user_errors():` ends the process with one line and status 2 where the user made a mistake."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            fail(error)
-        if isinstance(error, KeyboardInterrupt):
-            sys.stderr.write("interrupted\n")
-            sys.exit(130)
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the process with one line and status 2 where the user made a mistake."""
+    try:
+        yield
+    except UserError as e:
+        fail(e)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def fail(error: Exception) -> NoReturn:

@@ -77,11 +77,9 @@ def outline_of(settings: Settings) -> Outline:
             text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
             return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
     source = SOURCES[config.name]
-    if source.classes is None:
-        names = source.load(config).classes  # lists the files, reads none
-    else:
-        names = tuple(str(k) for k in range(source.classes))
-    if source.classes is None or all(isinstance(given, int) for given in config.classes or ()):
+    countable = source.classes is not None
+    names = tuple(str(k) for k in range(source.classes or 0)) if countable else source.load(config).classes  # reads no image
+    if not countable or all(isinstance(given, int) for given in config.classes or ()):
         classes = len(class_indices(config, names))
     else:
         classes = len(config.classes or ())
