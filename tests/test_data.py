@@ -640,3 +640,15 @@ def test_augmented_images_are_the_crop_and_flip_that_were_drawn_for_their_id(pre
         wanted = padded[:, row : row + 8, col : col + 8]
         torch.testing.assert_close(image, wanted.flip(2) if flips[i] else wanted)
     assert 20 < flips.sum() < 80
+
+
+def test_a_folder_s_fingerprint_follows_its_files_and_not_their_place(tmp_path: Path) -> None:
+    for root in ("here", "there"):
+        for k, name in enumerate(("cat", "dog")):
+            (tmp_path / root / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9), (90 * k, 0, 0)).save(tmp_path / root / name / "a.png")
+    here, there = (SOURCES["folder"].load(Data(name="folder", path=str(tmp_path / root))) for root in ("here", "there"))
+    assert here.fingerprint == there.fingerprint is not None
+    Image.new("RGB", (9, 9)).save(tmp_path / "there" / "dog" / "b.png")
+    changed = SOURCES["folder"].load(Data(name="folder", path=str(tmp_path / "there")))
+    assert changed.fingerprint != here.fingerprint

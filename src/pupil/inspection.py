@@ -69,17 +69,20 @@ def check_shkd(settings: Settings, outline: Outline) -> None:
 
 def outline_of(settings: Settings) -> Outline:
     """From the prepared data if it is there, else from the source, without downloading anything."""
-    config = settings.data
+    config, source = settings.data, SOURCES[settings.data.name]
+    content = source.load(config) if source.classes is None else None  # lists the files, reads none
     folder = find(settings.prepared)
     if (folder / "manifest.json").exists():
         m = load(folder).manifest
         if m["config"] == plain(config):
+            if content is not None and m.get("fingerprint") != content.fingerprint:
+                raise UserError(
+                    f"the images in {config.path} have changed since they were prepared; run dvc repro --force prepare"
+                )
             text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
             return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
-    source = SOURCES[config.name]
-    countable = source.classes is not None
-    names = tuple(str(k) for k in range(source.classes or 0)) if countable else source.load(config).classes  # reads no image
-    if not countable or all(isinstance(given, int) for given in config.classes or ()):
+    names = tuple(str(k) for k in range(source.classes or 0)) if content is None else content.classes
+    if content is not None or all(isinstance(given, int) for given in config.classes or ()):
         classes = len(class_indices(config, names))
     else:
         classes = len(config.classes or ())

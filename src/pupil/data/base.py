@@ -50,6 +50,7 @@ class Content(NamedTuple):
     val: Pool | None = None
     test: Pool | None = None
     rest_is_test: bool = False  # where train_images is given, all that is neither train nor val is test
+    fingerprint: str | None = None  # of the files' names and sizes (in a zip: checksums); None: the source never changes
 
 
 class Source(NamedTuple):

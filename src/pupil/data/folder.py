@@ -5,6 +5,7 @@ Splits are folders `train` and `test` (or `val` where there is no `test`; with b
 at any depth; hidden files and files that are no images by their name are left out.
 """
 
+import hashlib
 import io
 import os
 import threading
@@ -36,6 +37,7 @@ class Tree(NamedTuple):
     path: Path
     files: list[str]  # sorted
     folders: set[str]
+    fingerprint: str  # SHA-256 of names with sizes, or with the checksums that a zip file holds
 
 
 class Split(NamedTuple):
@@ -63,7 +65,8 @@ def folder(config: Data) -> Content:
     for name, split in splits.items():
         check_same_classes(name, classes, class_folders(split), split)
     pools = {name: as_pool(split, classes, config.image_size) for name, split in splits.items()}
-    return Content(classes, pools["train"], pools.get("val"), pools.get("test"))
+    prints = " ".join(dict.fromkeys(split.tree.fingerprint for split in splits.values()))
+    return Content(classes, pools["train"], pools.get("val"), pools.get("test"), fingerprint=prints)
 
 
 def list_images(key: str, given: str) -> Tree:
@@ -79,20 +82,27 @@ def list_images(key: str, given: str) -> Tree:
         raise UserError(f"{key} is {given!r}: neither a folder nor a .zip file that can be read ({error})") from error
     if any(entry.flag_bits & 1 for entry in entries):
         raise UserError(f"{key} is {given!r}: the .zip file is encrypted; give one without a password")
-    return as_tree(path, (entry.filename for entry in entries))
+    return as_tree(path, ((entry.filename, entry.CRC) for entry in entries))
 
 
-def walk(path: Path) -> Iterable[str]:
-    """Every file and folder below, relative, with slashes; folders end with one."""
+def walk(path: Path) -> Iterable[tuple[str, int]]:
+    """Every file and folder below, relative, with slashes, and its size; folders end with a slash."""
     for here, folders, files in os.walk(path, followlinks=True):
         inside = Path(here).relative_to(path)
-        yield from ((inside / name).as_posix() for name in files)
-        yield from ((inside / name).as_posix() + "/" for name in folders)
+        yield from (((inside / name).as_posix(), size_of(Path(here, name))) for name in files)
+        yield from (((inside / name).as_posix() + "/", 0) for name in folders)
 
 
-def as_tree(path: Path, names: Iterable[str]) -> Tree:
-    files, folders = [], set()
-    for name in names:
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a dangling link; reading it will say so
+        return -1
+
+
+def as_tree(path: Path, entries: Iterable[tuple[str, int]]) -> Tree:
+    files, folders, marks = [], set(), {}
+    for name, mark in entries:
         parts = name.rstrip("/").split("/")
         if any(part.startswith((".", "__MACOSX", "@eaDir")) for part in parts):
             continue
@@ -101,7 +111,9 @@ def as_tree(path: Path, names: Iterable[str]) -> Tree:
             folders.add("/".join(parts[:depth]))
         if is_file and name.lower().endswith(SUFFIXES):
             files.append(name)
-    return Tree(path, sorted(set(files)), folders)
+            marks[name] = mark
+    listing = "\n".join(f"{name}\t{marks[name]}" for name in sorted(marks))
+    return Tree(path, sorted(set(files)), folders, hashlib.sha256(listing.encode()).hexdigest())
 
 
 def find_splits(tree: Tree) -> dict[str, Split]:

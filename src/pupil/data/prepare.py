@@ -56,7 +56,7 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
     facts = describe(config, source, [content.classes[k] for k in chosen], splits)
     facts |= {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": 0}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    manifest = json.loads(json.dumps({**facts, "digest": digest, "config": asdict(config)}))
+    manifest = json.loads(json.dumps({**facts, "digest": digest, "fingerprint": content.fingerprint, "config": asdict(config)}))
     write(out, manifest, splits)
     return manifest
 
