@@ -114,7 +114,8 @@ def is_complete(run: "Run") -> bool:
 
 
 def first_line(e: Exception) -> str:
-    return without_password((str(e).strip().splitlines() or [type(e).__name__])[0])[:200]
+    line = without_password((str(e).strip().splitlines() or [type(e).__name__])[0])
+    return line if len(line) <= 200 else line[:197] + "..."
 
 
 def without_password(text: str) -> str:
