@@ -205,7 +205,8 @@ def track(
         "inputs": {n["folder"]: checkpoint.read_meta(find(n["folder"]))["sha256"] for n in networks},
         "environment": environment("cpu"),
         "group": group(settings.data.name),
-        "tags": dvc_tags(),
+        "tags": dvc_tags()
+        | {f"verdict {metric_name(name)}": row["verdict"]["word"] for name, row in families.items() if "verdict" in row},
         "teacher": None,
         "data": None,
         "model": None,
@@ -218,14 +219,25 @@ def track(
     for path in reports.iterdir():
         if path.suffix in (".json", ".csv", ".md"):
             (record.artifacts / path.name).write_bytes(path.read_bytes())
+    record.finish(summary(families), {})
+    stream.close()
+
+
+def summary(families: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Every number of the comparison under names that MLflow takes: family/measure."""
     final = {}
     for name, row in families.items():
         key = metric_name(name)
-        final |= {f"{key}/top1_mean": row["top1"]["mean"], f"{key}/top1_std": row["top1"]["std"]}
-        if "verdict" in row:
-            final[f"{key}/gain"] = row["verdict"]["difference"]
-    record.finish(final, {})
-    stream.close()
+        for measure, value in row.items():
+            if measure in COLUMNS:
+                final |= {f"{key}/{measure}_{part}": value[part] for part in ("mean", "std")}
+            elif measure == "verdict":
+                final |= {f"{key}/gain": value["difference"]} | (
+                    {} if math.isnan(value["p"]) else {f"{key}/gain_p": value["p"]}
+                )
+            elif measure != "method":
+                final[f"{key}/{measure}"] = value
+    return final
 
 
 def metric_name(family: str) -> str:

@@ -1,4 +1,5 @@
-"""A stage run twice leaves the same bytes; a seed gives every method the same student and the same batches."""
+"""A stage run twice leaves the same bytes; a seed gives every method the same student and the same batches; the test
+images are read when the training is over."""
 
 import dataclasses
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from pupil import assemble, checkpoint, config, record, session, tracking
 from pupil import settings as settings_of
 from pupil.data import Prepared, prepare
+from pupil.data.resident import Resident
 from pupil.methods import METHODS
 from pupil.net import FrozenLinear
 from pupil.settings import Settings
@@ -126,3 +128,65 @@ def test_the_random_streams_of_one_seed_are_independent() -> None:
             assemble.seed_everything(stream, seed)
             drawn.add(torch.rand(1, dtype=torch.float64).item())
     assert len(drawn) == 60
+
+
+class Counted(Resident):
+    """A loader that counts how often its images are read."""
+
+    reads = 0
+
+    def epoch(self, number: int) -> Any:
+        self.reads += 1
+        return super().epoch(number)
+
+
+def counted_run(
+    ground: tuple[Settings, Prepared], folder: Path, monkeypatch: pytest.MonkeyPatch, papers: bool
+) -> tuple[list[int], dict[str, Any]]:
+    """Readings of the test split before fit, after fit and in all; the record's final metrics and all metric names."""
+    settings, data = ground
+    here = dataclasses.replace(
+        at(settings, folder, None, 0), protocol=settings_of.Protocol(deploy="best_by_val", papers_best_on_test=papers)
+    )
+    counts: list[int] = []
+    build, fit = assemble.loaders, session.fit
+    m = data.manifest
+    test = Counted(*data.splits["test"], m["mean"], m["std"], 256, torch.device("cpu"))
+
+    def spied_fit(*args: Any) -> Any:
+        counts.append(test.reads)
+        trained = fit(*args)
+        counts.append(test.reads)
+        return trained
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "loaders", lambda *args: build(*args)._replace(test=test))
+        patch.setattr(session, "fit", spied_fit)
+        session.run(assemble.single(here, data), data, here)
+    names = {name for line in record.read_metrics(folder / "record") for name in line["values"]}
+    return [*counts, test.reads], {"final": record.read(folder / "record")["final"], "names": names}
+
+
+def test_the_test_images_are_read_only_when_the_training_is_over(
+    ground: tuple[Settings, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, found = counted_run(ground, tmp_path / "honest", monkeypatch, papers=False)
+    assert counts[:2] == [0, 0]
+    assert counts[2] in (1, 2), "once for the last epoch's weights, once for the best by validation if they differ"
+    assert {"test/top1", "test/last/top1", "test/best_by_val/top1"} <= found["final"].keys()
+    assert found["final"]["test/top1"] == found["final"]["test/best_by_val/top1"]
+    assert not any("papers" in name for name in (*found["final"], *found["names"]))
+
+
+def test_the_papers_protocol_has_names_of_its_own_and_leaves_the_training_as_it_is(
+    ground: tuple[Settings, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, honest = counted_run(ground, tmp_path / "honest", monkeypatch, papers=False)
+    counts, found = counted_run(ground, tmp_path / "papers", monkeypatch, papers=True)
+    assert counts[1] == ground[0].optim.epochs, "after each epoch"
+    assert "papers_protocol/test_top1" in found["names"]
+    best = found["final"].pop("papers_protocol/best_on_test/top1")
+    assert best >= found["final"]["test/last/top1"]
+    assert found["final"] == honest["final"]
+    same = [(tmp_path / name / "model" / checkpoint.WEIGHTS).read_bytes() for name in ("honest", "papers")]
+    assert same[0] == same[1]
