@@ -301,3 +301,12 @@ def test_the_core_imports_nothing_heavy() -> None:
 def test_the_nearest_right_name_is_offered() -> None:
     assert settings_of.nearest("optim.lrr", ["optim.lr", "data"]) == "; did you mean 'optim.lr'?"
     assert settings_of.nearest("zzz", ["optim.lr", "data"]) == "; known: data, optim"
+
+
+def test_mlflow_s_own_environment_finds_the_package() -> None:
+    """There the package is not installed: stage scripts find it themselves, the command line must be told."""
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    for name, entry in project["entry_points"].items():
+        command = entry["command"]
+        assert command.startswith(("python stages/", "PYTHONPATH=src python -m pupil")), name
+        assert "eval" not in command.split(), f"{name}: no shell is built from a parameter"
