@@ -48,7 +48,7 @@ def single(settings: Settings, data: Prepared) -> Job:
     seed = own_seed if settings.train.seed is None else settings.train.seed
     optim = settings.optim if role == "student" else settings.teacher.optim
     settings.refuse_unused("data", "train", "protocol", "prepared", "optim" if role == "student" else "teacher")
-    net = student(network, len(data.manifest["classes"]), seed)
+    net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
     if role != "shkd":
@@ -91,7 +91,13 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     same_classes(taught, data, folder)
     m, classes = data.manifest, len(data.manifest["classes"])
     method = build_method(
-        name, student(network, classes, seed), teacher, m["image_size"], data.splits["train"][1], settings.hp[name], seed
+        name,
+        student(network, classes, seed, m["image_size"]),
+        teacher,
+        m["image_size"],
+        data.splits["train"][1],
+        settings.hp[name],
+        seed,
     )
     shared = taught["role"] == "shkd"
     label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
@@ -111,10 +117,10 @@ def build_method(name: str, net: Net, teacher: Net, image_size: int, labels: Ten
     return METHODS[name](setup, hp)
 
 
-def student(network: str, classes: int, seed: int) -> Net:
+def student(network: str, classes: int, seed: int, image_size: int) -> Net:
     """The initial network of a seed: the same whatever is done to it afterwards."""
     seed_everything("network", seed)
-    return models.build(network, classes)
+    return models.build(network, classes, image_size)
 
 
 def seed_everything(stream: str, seed: int) -> None:
@@ -168,9 +174,11 @@ def pick_device(name: str) -> torch.device:
 
 def same_classes(meta: dict[str, Any], data: Prepared, folder: Path) -> None:
     if meta["classes"] != data.manifest["classes"]:
+        again = "import it again with --data and the folder of the prepared data, if its outputs are those classes"
+        mend = again if "imported" in meta else "train it again: dvc repro"
         raise UserError(
             f"{folder} was trained on {len(meta['classes'])} classes ({', '.join(meta['classes'][:3])}, ...), the data has"
-            f" {len(data.manifest['classes'])} ({', '.join(data.manifest['classes'][:3])}, ...); train it again: dvc repro"
+            f" {len(data.manifest['classes'])} ({', '.join(data.manifest['classes'][:3])}, ...); {mend}"
         )
 
 

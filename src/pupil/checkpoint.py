@@ -17,6 +17,7 @@ from torch import Tensor
 from pupil.arrays import save_arrays
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, build
+from pupil.models.external import is_external
 from pupil.net import Net
 from pupil.record import sha256
 from pupil.types import UserError
@@ -45,7 +46,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
     if not isinstance(meta, dict) or NEEDED - meta.keys():
         raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
-    if meta["network"] not in (*NETWORKS,) or meta["method"] not in (None, *METHODS):
+    known = meta["network"] in (*NETWORKS,) or is_external(str(meta["network"]))
+    if not known or meta["method"] not in (None, *METHODS):
         raise UserError(f"{folder / META} names network {meta['network']!r}, method {meta['method']!r}: not known here")
     return meta
 
@@ -58,7 +60,7 @@ def load(folder: Path) -> tuple[Net, dict[str, Any]]:
         raise UserError(f"{weights} is missing; delete {folder} and run dvc repro")
     if sha256(weights) != meta["sha256"]:
         raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
-    net = build(meta["network"], len(meta["classes"]))
+    net = build(meta["network"], len(meta["classes"]), meta["image_size"])
     try:
         if meta["method"] is not None:
             net = METHODS[meta["method"]].deployed(net, **meta["surgery"])

@@ -3,10 +3,11 @@
 from difflib import get_close_matches
 from typing import Any
 
+from pupil import models
 from pupil.data import SOURCES
+from pupil.data import check as check_data
 from pupil.fit import Optim
 from pupil.methods import METHODS
-from pupil.models import NETWORKS
 from pupil.settings import Settings
 from pupil.types import UserError
 
@@ -14,18 +15,21 @@ from pupil.types import UserError
 def check(s: Settings) -> None:
     """Names are in the tables and numbers are possible; every stage refuses a bad page before it does anything."""
     one_of("data.name", s.data.name, SOURCES)
+    check_data(s.data)
     for path, names, table in (
-        ("teachers", s.teachers, NETWORKS),
-        ("students", s.students, NETWORKS),
+        ("teachers", s.teachers, None),
+        ("students", s.students, None),
         ("methods", s.methods, METHODS),
-        ("shkd", s.shkd, NETWORKS),
-        ("train.network", (s.train.network,), NETWORKS),
-        ("distill.teacher", (s.distill.teacher,), NETWORKS),
-        ("distill.student", (s.distill.student,), NETWORKS),
+        ("shkd", s.shkd, None),
+        ("train.network", (s.train.network,), None),
+        ("distill.teacher", (s.distill.teacher,), None),
+        ("distill.student", (s.distill.student,), None),
         ("distill.method", (s.distill.method,), METHODS),
     ):
         for name in names:
-            if name is not None:
+            if name is not None and table is None:
+                a_network(path, name)
+            elif name is not None:
                 one_of(path, name, table)
     for path, values in (("teachers", s.teachers), ("students", s.students), ("methods", s.methods), ("seeds", s.seeds)):
         if not values:
@@ -78,6 +82,13 @@ def check_optim(path: str, o: Optim) -> None:
 def within(path: str, value: Any, fine: bool, expected: str) -> None:
     if not fine:
         raise UserError(f"{path}: expected {expected}, got {value}")
+
+
+def a_network(path: str, name: str) -> None:
+    try:
+        models.check(name)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def one_of(path: str, name: str, names: Any) -> None:

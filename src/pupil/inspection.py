@@ -13,6 +13,7 @@ from pupil.data.draw import class_indices
 from pupil.fit import step
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
+from pupil.models.taps import External
 from pupil.net import Net, probe
 from pupil.settings import Settings, plain
 from pupil.types import Batch, UserError
@@ -37,13 +38,13 @@ def check(settings: Settings) -> None:
         for name in names:
             print_network(role, name, outline)
     for name in dict.fromkeys(settings.students):
-        alone = Alone(student(name, outline.classes, 0))
+        alone = Alone(student(name, outline.classes, 0, outline.image_size))
         print_step(f"{name} alone", alone, None, outline, settings.optim.batch_size)
     for teacher_name in settings.teachers:
-        teacher = student(teacher_name, outline.classes, 0).eval().requires_grad_(False)
+        teacher = student(teacher_name, outline.classes, 0, outline.image_size).eval().requires_grad_(False)
         for name in settings.students:
             for method_name in settings.methods:
-                net = student(name, outline.classes, 0)
+                net = student(name, outline.classes, 0, outline.image_size)
                 method = build_method(method_name, net, teacher, outline.image_size, labels, settings.hp[method_name], 0)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, settings.optim.batch_size)
     check_shkd(settings, outline)
@@ -59,7 +60,10 @@ def count(s: Settings) -> int:
 def check_shkd(settings: Settings, outline: Outline) -> None:
     for teacher in settings.shkd:
         for name in settings.students:
-            widths = [probe(student(n, outline.classes, 0), outline.image_size).embedding.shape[1] for n in (teacher, name)]
+            widths = [
+                probe(student(n, outline.classes, 0, outline.image_size), outline.image_size).embedding.shape[1]
+                for n in (teacher, name)
+            ]
             if widths[0] != widths[1]:
                 raise UserError(
                     f"shkd: {teacher}'s embedding must be as wide as that of {name}, whose classifier it borrows;"
@@ -82,21 +86,24 @@ def outline_of(settings: Settings) -> Outline:
             text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
             return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
     names = tuple(str(k) for k in range(source.classes or 0)) if content is None else content.classes
-    if content is not None or all(isinstance(given, int) for given in config.classes or ()):
-        classes = len(class_indices(config, names))
+    given = config.classes
+    if content is None and isinstance(given, tuple) and any(isinstance(name, str) for name in given):
+        classes = len(given)  # the names are known when the data are there
     else:
-        classes = len(config.classes or ())
-    images = config.train_images or 50 * classes
+        classes = len(class_indices(config, names))
+    images = config.train_images or (config.per_class or 50) * classes
     text = f"data: {config.name}, {classes} classes, images of {config.image_size} pixels; not prepared yet"
     return Outline(classes, config.image_size, images, text)
 
 
 def print_network(role: str, name: str, outline: Outline) -> None:
-    net = student(name, outline.classes, 0)
+    net = student(name, outline.classes, 0, outline.image_size)
     f = probe(net, outline.image_size)
     taps = "  ".join("x".join(str(n) for n in tap.shape[1:]) for tap in f.taps)
     cost = f"{measures.parameters(net):,} parameters, {measures.macs(net.eval(), outline.image_size) / 1e6:,.1f} MMACs"
     print(f"{role} {name}: {cost}\n  taps (stem, stages, embedding): {taps}")
+    if isinstance(net, External):
+        print(f"  found at: {'  '.join(net.found)}")
 
 
 def print_step(title: str, method: Method | Alone, teacher: Net | None, outline: Outline, batch_size: int) -> None:

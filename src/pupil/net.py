@@ -18,6 +18,7 @@ class Stage(nn.Module):
 
     def __init__(self, *blocks: nn.Module, act: nn.Module, norm: nn.Module | None = None) -> None:
         super().__init__()
+        self.view = nn.Identity()  # from what goes on to (B, C, H, W), where that is something else
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm
         self.act = act
@@ -32,13 +33,31 @@ class Stage(nn.Module):
         return pre, x, self.act(pre)
 
 
+class GlobalPool(nn.Module):
+    """(B, C, H, W) -> what is pooled, as it is, and its mean (B, C)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.mean((2, 3))
+
+
 class Net(nn.Module):
     """A classifier whose taps are outputs: no hooks, so it compiles as one graph."""
 
-    def __init__(self, stem: nn.Module, stages: Iterable[Stage], head: nn.Module, neck: nn.Module | None = None) -> None:
+    name = ""  # of a network from elsewhere
+    pools_last = True  # whether the embedding is the mean of the last map, as SimKD needs of a teacher
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Iterable[Stage],
+        head: nn.Module,
+        neck: nn.Module | None = None,
+        pool: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.stem, self.stages = stem, nn.ModuleList(stages)
         self.neck = nn.Identity() if neck is None else neck
+        self.pool = GlobalPool() if pool is None else pool
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +71,7 @@ class Net(nn.Module):
             pre, tap, x = stage(x)
             pres.append(pre)
             maps.append(tap)
-        last = self.neck(x)
-        embedding = last.mean((2, 3))
+        last, embedding = self.pool(self.neck(x))
         return Features(stem, tuple(maps), tuple(pres), last, embedding, self.head(embedding))
 
 

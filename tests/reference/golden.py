@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,12 @@ def find_cases(folder: Path) -> list[Case]:
         if "method" in meta:
             cases.append(Case(path, str(path.relative_to(folder).with_suffix("")), meta))
     return cases
+
+
+@cache
+def listings(path: Path) -> list[dict[str, Any]]:
+    """A models.json: the authors' constructors, with the keys and shapes of their checkpoints."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def gradients(leaves: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -4,11 +4,9 @@ The weights are filled by the keys of the authors' checkpoints, so a vector that
 checkpoint loads: every key has its place here and every tensor here has its key.
 """
 
-import json
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,54 @@ from torch import Tensor
 
 from pupil.models import NETWORKS
 from pupil.net import Net
-from tests.reference.golden import Case, difference
+from tests.reference.golden import Case, difference, listings
 
 POST_ACT = {f"resnet{n}": f"resnet{n}" for n in ("8", "14", "20", "32", "44", "56", "110", "8x4", "32x4")}
-PRE_ACT = {name: name for name in ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2")}
+POST_ACT_SIMKD = ("38", "116", "200", "14x2", "38x2", "110x2", "14x4", "20x4", "26x4", "38x4", "44x4", "56x4", "110x4")
+FOUR_STAGES = {f"ResNet{n}": f"ResNet{n}" for n in (18, 34, 50, 101, 152)}
+PRE_ACT = {name: name for name in ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "wrn_28_10")}
 WITH_BN = {f"vgg{n}_bn": f"vgg{n}" for n in (8, 11, 13, 16, 19)}
 WITHOUT_BN = {f"vgg{n}": f"vgg{n}_plain" for n in (8, 11, 13, 16, 19)}
 ALWAYS_BN = {f"vgg{n}": f"vgg{n}" for n in (8, 11, 13, 16, 19)}
+MOBILE = {"mobile_half": "MobileNetV2", "mobile_half_double": "MobileNetV2_1_0"}
+SHUFFLE = {name: name for name in ("ShuffleV1", "ShuffleV2", *(f"ShuffleV2_{n}" for n in ("0_2", "0_5", "1_5", "2_0")))}
+RESNETS = (18, 34, 50, 101, 152)
+IMAGENET = {f"imagenet_resnet{n}": f"imagenet_resnet{n}" for n in RESNETS}
+IMAGENET |= {
+    f"imagenet_wide_resnet{n}_{k}": f"imagenet_resnet{n}x{k}" for n, k in ((10, 2), (18, 2), (26, 2), (34, 2), (34, 4))
+}
+IMAGENET |= {f"imagenet_{n}": f"imagenet_{n}" for n in ("resnext50_32x4d", "resnext101_32x8d", "mobilenet_v2")}
+IMAGENET |= {f"imagenet_wide_resnet{n}_2": f"imagenet_wide_resnet{n}_2" for n in (50, 101)}
+EARLY_STEM = {f"imagenet_resnet{n}": f"mdistiller_resnet{n}" for n in RESNETS} | {"imagenet_MobileNetV1": "mobilenet_v1"}
+CSKD = {f"wide_resnet-{n}": f"cskd_wrn_{n.replace('-', '_')}" for n in ("16-1", "40-2")}
+CSKD |= {f"resnet{n}": f"imagenet_resnet{n}" for n in RESNETS}
+REFILLED = {f"wide_resnet_{n}": f"refilled_wrn_{n}" for n in ("16_1", "16_2", "40_1", "40_2")}
+REFILLED |= {f"resnet_{n}": f"refilled_resnet{n}" for n in (20, 32, 44, 56, 110)} | {"mobile_net_1.0": "mobilenet_v1"}
+REFILLED |= {f"mobile_net_0.{n}": f"mobilenet_v1_x0_{n}" for n in (25, 5, 75)}
 OURS = {  # repository -> its constructor -> our network
-    "RepDistiller": POST_ACT | PRE_ACT | WITH_BN | WITHOUT_BN,
-    "HeadSharingKD": POST_ACT | PRE_ACT | WITH_BN | WITHOUT_BN,
-    "SimKD": POST_ACT | WITH_BN | WITHOUT_BN,
-    "spot-adaptive-pytorch": POST_ACT | PRE_ACT | ALWAYS_BN,
-    "mdistiller": POST_ACT | PRE_ACT | ALWAYS_BN,
+    "RepDistiller": POST_ACT | FOUR_STAGES | PRE_ACT | WITH_BN | WITHOUT_BN | MOBILE | SHUFFLE,
+    "HeadSharingKD": POST_ACT | FOUR_STAGES | PRE_ACT | WITH_BN | WITHOUT_BN | MOBILE | SHUFFLE,
+    "SimKD": POST_ACT
+    | {f"resnet{n}": f"resnet{n}" for n in POST_ACT_SIMKD}
+    | WITH_BN
+    | WITHOUT_BN
+    | MOBILE
+    | SHUFFLE
+    | IMAGENET,
+    "spot-adaptive-pytorch": POST_ACT
+    | FOUR_STAGES
+    | PRE_ACT
+    | ALWAYS_BN
+    | {"MobileNetV2": "MobileNetV2_1_0", "ShuffleNetV1": "ShuffleV1", "ShuffleNetV2": "ShuffleV2"},
+    "ClassSpecialization-CSKD": CSKD,
+    "REFILLED": REFILLED,
+    "mdistiller": POST_ACT
+    | EARLY_STEM
+    | FOUR_STAGES
+    | PRE_ACT
+    | ALWAYS_BN
+    | SHUFFLE
+    | {"MobileNetV2": "MobileNetV2", "tinyimagenet_MobileNetV2": "MobileNetV2_tiny"},
 }
 Rename = Callable[[str], str]  # an authors' key -> ours
 TOLERANCE, IN_TRAINING = 1e-4, 2e-3  # of max|reference|
@@ -45,11 +78,13 @@ def test_network_matches_golden_vector(case: Case) -> None:
     net = NETWORKS[name](case.integer("num_classes"))
     rename: Rename = sys.modules[NETWORKS[name].__module__].published_key
     wrong = fill(net, row["state_dict"], rename)
+    alike = [r for r in listings(case.path.parent / "models.json") if r.get("identical_to") == case.path.name]
+    wrong += [f"{r['repo']}'s {r['constructor']} is no {name} here" for r in alike if ours(r["repo"], r["constructor"]) != name]
     if row["num_classes"] == case.integer("num_classes"):
         found = sum(p.numel() for p in net.parameters())
         wrong += [] if found == row["total_params"] else [f"{found} parameters, expected {row['total_params']}"]
     size, images = case.integer("input_size"), inputs(case)
-    values = evaluated(net, images) | trained(net, images, case, rename)
+    values = evaluated(net, images, case) | trained(net, images, case, rename)
     values |= {"num_classes": case.integer("num_classes"), "input_size": size, "input_first8": images.flatten()[:8]}
     for output, reference in case.arrays.items():
         if output == "last_bn_key":
@@ -84,11 +119,6 @@ def description(case: Case, name: str) -> dict[str, Any]:
         for row in own + same + alike:
             return row
     raise AssertionError(f"{case.id}: no models.json lists the keys of {case.meta['constructor']}")
-
-
-@cache
-def listings(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text()) if path.exists() else []
 
 
 def inputs(case: Case) -> Tensor:
@@ -135,7 +165,7 @@ def weight(key: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
 
-def evaluated(net: Net, images: Tensor) -> dict[str, Any]:
+def evaluated(net: Net, images: Tensor, case: Case) -> dict[str, Any]:
     """Logits, every tap, every pre-activation and the gradient of the input, in evaluation mode."""
     net.eval()
     x = images.clone().requires_grad_()
@@ -149,14 +179,23 @@ def evaluated(net: Net, images: Tensor) -> dict[str, Any]:
         "input_grad_first64": grad[0].flatten()[:64],
         "input_grad_sample1_first64": grad[1:2].flatten()[:64],
     }
-    tensors = {f"feat_{i}": tap for i, tap in enumerate(f.taps)} | {"pooled": f.embedding}
-    tensors |= {f"preact_{i}": pre for i, pre in enumerate((f.stem, *f.pre))}
+    first = first_tap(case)
+    pooled = f.embedding.reshape(*case.arrays.get("pooled_shape", f.embedding.shape))  # some keep two dimensions of 1
+    tensors = {f"feat_{i}": tap for i, tap in enumerate(f.taps[first:])} | {"pooled": pooled, "pooled_returned": f.embedding}
+    tensors |= {f"preact_{i}": pre for i, pre in enumerate((f.stem, *f.pre)[first:])}
     for name, tensor in tensors.items():
         a = tensor.detach()
         values[name], values[f"{name}_first64"] = a, a.flatten()[:64]
         values[f"{name}_shape"] = np.array(a.shape)
         values[f"{name}_mean_std"] = np.array([a.double().mean(), a.double().std(correction=0)])
     return values
+
+
+def first_tap(case: Case) -> int:
+    """Which of our taps the authors' list of features begins with."""
+    if case.meta["source_repo"] == "REFILLED":
+        return -1  # the embedding alone
+    return int((case.meta["source_repo"], case.meta["constructor"]) == ("mdistiller", "imagenet_MobileNetV1"))  # no stem
 
 
 @torch.no_grad()

@@ -143,3 +143,13 @@ def same_width(name: str, setup: Setup, advice: str) -> None:
     w_s, w_t = setup.s.embedding.shape[1], setup.t.embedding.shape[1]
     if w_s != w_t:
         raise UserError(f"{name}: the embeddings of student and teacher must be equally wide, got {w_s} and {w_t}; {advice}")
+
+
+def needs_maps(name: str, setup: Setup) -> None:
+    """Refuses a pair where a network gives no maps."""
+    for role, net, f in (("student", setup.student, setup.s), ("teacher", setup.teacher, setup.t)):
+        if not f.maps:
+            raise UserError(
+                f"{name} needs feature maps, and the {role} {net.name} gives none at this image size;"
+                " use a method on logits or embeddings: kd, thkd, crd"
+            )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pupil.methods.adapters import regressor
-from pupil.methods.base import Method, Setup, same_size
+from pupil.methods.base import Method, Setup, needs_maps, same_size
 from pupil.types import Batch, UserError
 
 
@@ -27,6 +27,7 @@ class FitNet(Method):
 
     def __init__(self, setup: Setup, hp: Config) -> None:
         super().__init__(setup, hp)
+        needs_maps("fitnet", setup)
         deepest = min(len(setup.s.maps), len(setup.t.maps))
         if not 0 <= hp.hint <= deepest:
             raise UserError(f"fitnet: hp.fitnet.hint must be from 0 (stem) to {deepest} (last common stage), got {hp.hint}")

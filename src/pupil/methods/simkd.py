@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Method, Setup, same_size
+from pupil.methods.base import Method, Setup, needs_maps, same_size
 from pupil.net import FrozenLinear, Net
 from pupil.types import Batch, Features, UserError
 
@@ -37,6 +37,12 @@ class SimKD(Method):
 
     @classmethod
     def plan(cls, setup: Setup, hp: Config) -> dict[str, Any]:
+        needs_maps("simkd", setup)
+        if not setup.teacher.pools_last:
+            raise UserError(
+                f"simkd gives the student the teacher's classifier, which must see the mean of its last map; that of"
+                f" {setup.teacher.name} has layers in between; use kd, fitnet or crd, or another teacher"
+            )
         ours, theirs = setup.s.maps[-1], setup.t.last
         width = theirs.shape[1]
         if not 1 <= hp.factor <= width:
@@ -48,7 +54,10 @@ class SimKD(Method):
     def deployed(net: Net, c_in: int, c_out: int, factor: int, side: int | None, classes: int) -> Net:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`side`: the student's map is pooled to that many pixels; None: left as it is."""
         fit = [] if side is None else [nn.AdaptiveAvgPool2d(side)]
-        neck = nn.Sequential(*fit, *projector(c_in, c_out, factor))
+        layers = [*fit, *projector(c_in, c_out, factor)]
+        if net.name:  # what goes on after its last stage need not be a map
+            layers.insert(0, net.stages[-1].view)  # type: ignore[union-attr]
+        neck = nn.Sequential(*layers)
         return Net(net.stem, list(net.stages), FrozenLinear(c_out, classes), neck)  # type: ignore[arg-type]
 
     def knowledge(self, s: Features, t: Features, batch: Batch) -> Tensor:

@@ -56,7 +56,7 @@ class TwoHeads(Net):
     """A network that answers with its own classifier and the teacher's; in training its logits are its own."""
 
     def __init__(self, net: Net, teacher_head: FrozenLinear, mix: float) -> None:
-        super().__init__(net.stem, list(net.stages), net.head, net.neck)  # type: ignore[arg-type]
+        super().__init__(net.stem, list(net.stages), net.head, net.neck, net.pool)  # type: ignore[arg-type]
         self.teacher_head, self.mix = teacher_head, mix
 
     def forward(self, x: Tensor) -> Tensor:

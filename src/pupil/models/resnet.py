@@ -1,7 +1,9 @@
 """CIFAR ResNets, post-activation: He et al., CVPR 2016, arXiv:1512.03385, section 4.2.
 
-Depth 6n+2 and the widths of stem and stages are those of RepDistiller and SimKD ("x4" doubles the stem and
-quadruples the stages).  Deviation: the pool adapts to any input size (the authors' is a fixed 8x8).
+Depth 6n+2 and the widths of stem and stages are those of RepDistiller and SimKD ("x2" doubles the stages, "x4" doubles
+the stem and quadruples the stages).  SimKD calls some of them wide ResNets: its "wrn_40_1" is resnet38 here, wrn_16_2
+resnet14x2, wrn_40_2 resnet38x2, wrn_16_4 resnet14x4, wrn_40_4 resnet38x4; the real, pre-activation ones are in `wrn`.
+Deviation: the pool adapts to any input size (the authors' is a fixed 8x8).
 """
 
 import re
@@ -59,6 +61,7 @@ def published_key(key: str) -> str:
 
 
 X1: Widths = (16, 16, 32, 64)
+X2: Widths = (16, 32, 64, 128)
 X4: Widths = (32, 64, 128, 256)
 
 
@@ -78,6 +81,10 @@ def resnet32(num_classes: int) -> Net:
     return resnet(5, X1, num_classes)
 
 
+def resnet38(num_classes: int) -> Net:
+    return resnet(6, X1, num_classes)
+
+
 def resnet44(num_classes: int) -> Net:
     return resnet(7, X1, num_classes)
 
@@ -90,9 +97,57 @@ def resnet110(num_classes: int) -> Net:
     return resnet(18, X1, num_classes)
 
 
+def resnet116(num_classes: int) -> Net:
+    return resnet(19, X1, num_classes)
+
+
+def resnet200(num_classes: int) -> Net:
+    return resnet(33, X1, num_classes)
+
+
+def resnet14x2(num_classes: int) -> Net:
+    return resnet(2, X2, num_classes)
+
+
+def resnet38x2(num_classes: int) -> Net:
+    return resnet(6, X2, num_classes)
+
+
+def resnet110x2(num_classes: int) -> Net:
+    return resnet(18, X2, num_classes)
+
+
 def resnet8x4(num_classes: int) -> Net:
     return resnet(1, X4, num_classes)
 
 
+def resnet14x4(num_classes: int) -> Net:
+    return resnet(2, X4, num_classes)
+
+
+def resnet20x4(num_classes: int) -> Net:
+    return resnet(3, X4, num_classes)
+
+
+def resnet26x4(num_classes: int) -> Net:
+    return resnet(4, X4, num_classes)
+
+
 def resnet32x4(num_classes: int) -> Net:
     return resnet(5, X4, num_classes)
+
+
+def resnet38x4(num_classes: int) -> Net:
+    return resnet(6, X4, num_classes)
+
+
+def resnet44x4(num_classes: int) -> Net:
+    return resnet(7, X4, num_classes)
+
+
+def resnet56x4(num_classes: int) -> Net:
+    return resnet(9, X4, num_classes)
+
+
+def resnet110x4(num_classes: int) -> Net:
+    return resnet(18, X4, num_classes)

@@ -74,3 +74,7 @@ def wrn_40_1(num_classes: int) -> Net:
 
 def wrn_40_2(num_classes: int) -> Net:
     return wrn(6, 2, num_classes)
+
+
+def wrn_28_10(num_classes: int) -> Net:
+    return wrn(4, 10, num_classes)

@@ -1,0 +1,147 @@
+"""Networks from elsewhere: `torchvision/NAME`, `timm/NAME`, and functions of one's own.
+
+One's own: `package.module:function` or `path/to/file.py:function`; the function takes the number of classes and returns
+an nn.Module that gives logits, or a `Net`.  Nothing is imported before it is asked for: both libraries are optional.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from pupil.models.taps import answers_classes, as_net
+from pupil.models.tracing import one_line
+from pupil.net import Net
+from pupil.types import UserError
+
+LIBRARIES = ("torchvision", "timm")
+
+
+def is_external(name: str) -> bool:
+    """Whether a name is of this kind; whether there is such a network is for `check` to say."""
+    return ":" in name or name.partition("/")[0] in LIBRARIES
+
+
+def check(name: str) -> None:
+    """Refuses, in one line, a name that nothing answers to; builds nothing."""
+    if ":" in name:
+        factory(name)
+        return
+    library, _, model = name.partition("/")
+    names = models_of(library)
+    if model not in names:
+        close = get_close_matches(model, names, 1, 0.5)
+        hint = f"did you mean '{library}/{close[0]}'?" if close else f"{library}.list_models() in Python names all {len(names)}"
+        if library == "torchvision" and not close:
+            hint = "torchvision.models.list_models() in Python names them"
+        raise UserError(f"there is no {name!r}; {hint}")
+
+
+def build(name: str, num_classes: int, image_size: int) -> Net:
+    check(name)
+    if ":" in name:
+        network = own(name, num_classes)
+    elif name.startswith("timm/"):
+        network = from_timm(name.partition("/")[2], num_classes, image_size)
+    else:
+        network = from_torchvision(name.partition("/")[2], num_classes, image_size)
+    if isinstance(network, Net):  # one's own, by hand
+        answers_classes(name, network, num_classes, image_size)
+        return network
+    return as_net(name, network, num_classes, image_size)
+
+
+def models_of(library: str) -> list[str]:
+    if library == "torchvision":
+        models: Any = library_module("torchvision").models
+        return models.list_models(module=models)  # the classifiers
+    return library_module("timm").list_models()
+
+
+def library_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name != name:
+            raise
+        raise UserError(f"networks named {name}/... need {name}, which is not installed: pip install {name}") from None
+
+
+def from_torchvision(model: str, num_classes: int, image_size: int) -> nn.Module:
+    options: dict[str, Any] = {"image_size": image_size} if model.startswith("vit_") else {}
+    if model in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    try:
+        return library_module("torchvision").models.get_model(model, weights=None, num_classes=num_classes, **options)
+    except Exception as e:  # what it has against this size
+        raise UserError(f"torchvision/{model} cannot be built for images of {image_size} pixels: {one_line(e)}") from None
+
+
+def from_timm(model: str, num_classes: int, image_size: int) -> nn.Module:
+    timm = library_module("timm")
+    cfg = timm.get_pretrained_cfg(model)
+    options = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    try:
+        return timm.create_model(model, num_classes=num_classes, **options)
+    except Exception as e:  # what it has against this size
+        raise UserError(f"timm/{model} cannot be built for images of {image_size} pixels: {one_line(e)}") from None
+
+
+def own(name: str, num_classes: int) -> nn.Module:
+    try:
+        network = factory(name)(num_classes)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{name} cannot be called with the number of classes, {num_classes}: {one_line(e)}") from None
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name} must return an nn.Module, got {type(network).__name__}")
+    return network
+
+
+def factory(name: str) -> Callable[[int], Any]:
+    """The function that is meant."""
+    where, _, function = name.rpartition(":")
+    try:
+        module = from_file(where) if where.endswith(".py") else from_package(where)
+    except UserError:
+        raise
+    except Exception as e:  # whatever the user's file does
+        raise UserError(f"{name}: {where} cannot be imported: {one_line(e)}") from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        close = get_close_matches(function, functions, 1, 0.5)
+        raise UserError(f"{where} has no function {function!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+    return found
+
+
+def from_file(path: str) -> ModuleType:
+    """A path from the working folder, else from the checkout."""
+    home = Path(os.environ.get("DVC_ROOT", Path(__file__).resolve().parents[3]))
+    file = next((f for f in (Path(path), home / path) if f.is_file()), None)
+    if file is None:
+        raise UserError(f"there is no file {path!r}; write path/to/file.py:function or package.module:function")
+    spec = importlib.util.spec_from_file_location(f"pupil_own_{file.stem}", file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def from_package(name: str) -> ModuleType:
+    """The working folder's packages are found, whatever started Python."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
