@@ -17,8 +17,11 @@ def main(settings: Settings) -> None:
     manifest = prepare(settings.data, out)
     counts = ", ".join(f"{count} {split}" for split, count in manifest["counts"].items())
     print(
-        f"{manifest['name']}: {len(manifest['classes'])} classes, {counts} images of {manifest['image_size']} pixels in {out}"
+        f"{manifest['name']}: {len(manifest['classes'])} classes, {counts} images of {manifest['image_size']} pixels in {out}; "
+        f"report.txt and contact_sheet.png there show them"
     )
+    if manifest["dropped"]:
+        print(f"{manifest['dropped']} images could not be read and were left out; report.txt lists them")
 
 
 if __name__ == "__main__":

@@ -168,10 +168,15 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "arrays.py": "writes safetensors",
     "data/__init__.py": "preparation: its effect is out/data",
     "data/base.py": "preparation",
+    "data/decode.py": "preparation",
     "data/draw.py": "preparation",
     "data/folder.py": "preparation",
+    "data/gather.py": "preparation",
+    "data/layouts.py": "preparation",
     "data/prepare.py": "preparation, and the reader of out/data, checked by the hashes in the manifest",
+    "data/report.py": "describes what was prepared",
     "data/sources.py": "preparation",
+    "data/tree.py": "preparation",
     "methods/__init__.py": "the table: a new row changes no other method",
 }
 

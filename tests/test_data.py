@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torchvision import datasets
 
 from pupil.data import SOURCES, Data, load, prepare
-from pupil.data.draw import quotas
+from pupil.data.draw import class_indices, quotas
 from pupil.data.resident import Augment, Resident, crop
 from pupil.types import UserError
 
@@ -86,7 +86,10 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path, from_folder: Data
         prepare(config, tmp_path / "a")
         prepare(config, tmp_path / "b")
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
-        assert sorted(contents(tmp_path / "a")) == ["manifest.json", "test.safetensors", "train.safetensors", "val.safetensors"]
+        assert sorted(contents(tmp_path / "a")) == [
+            *("contact_sheet.png", "manifest.json", "report.json", "report.txt"),
+            *("test.safetensors", "train.safetensors", "val.safetensors"),
+        ]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
@@ -221,6 +224,42 @@ def test_a_class_subset_is_relabelled_in_the_given_order(tmp_path: Path) -> None
     for name, ids in ids_of(tmp_path / "out").items():
         labels = load(tmp_path / "out").splits[name][1]
         assert [(7, 2)[label] for label in labels.tolist()] == target[ids].tolist()
+
+
+def test_per_class_gives_every_class_as_many_training_images(tmp_path: Path, from_folder: Data) -> None:
+    few = prepare(replace(from_folder, per_class=3), tmp_path / "a")
+    more = prepare(replace(from_folder, per_class=7), tmp_path / "b")
+    assert (few["class_counts"]["train"], more["class_counts"]["train"]) == ([3] * 3, [7] * 3)
+    assert few["class_counts"]["test"] == more["class_counts"]["test"] == [2, 4, 6]
+    assert set(ids_of(tmp_path / "a")["train"]) < set(ids_of(tmp_path / "b")["train"])
+    assert "class 'aster' has 10 images" in error(replace(from_folder, per_class=9), tmp_path / "c")
+    digits = prepare(Data(image_size=8, per_class=5, val_images=10), tmp_path / "d")
+    assert digits["counts"] == {"train": 50, "val": 10, "test": 1737}
+
+
+def test_each_training_image_is_validated_in_one_fold_and_test_is_the_same_in_all(tmp_path: Path, from_folder: Data) -> None:
+    folds = []
+    for fold in range(4):
+        manifest = prepare(replace(from_folder, folds=4, fold=fold), tmp_path / "out")
+        assert manifest["counts"] == {"train": 36, "val": 12, "test": 12}
+        assert all(abs(n - share) <= 1 for n, share in zip(manifest["class_counts"]["val"], (2, 4, 6), strict=True))
+        folds.append(ids_of(tmp_path / "out"))
+    assert all(ids["test"] == folds[0]["test"] for ids in folds)
+    assert sorted(i for ids in folds for i in ids["val"]) == sorted(folds[0]["train"] + folds[0]["val"])
+    assert all(sorted(ids["train"] + ids["val"]) == sorted(folds[0]["train"] + folds[0]["val"]) for ids in folds)
+
+
+def test_a_fold_s_training_set_can_be_smaller(tmp_path: Path) -> None:
+    config = Data(image_size=8, folds=3, fold=2, train_images=50, test_images=600)
+    assert prepare(config, tmp_path / "out")["counts"] == {"train": 50, "val": 399, "test": 600}
+
+
+def test_a_number_of_classes_is_the_start_of_cskd_s_permutation(tmp_path: Path) -> None:
+    """The authors' tables, methods.md 6.5."""
+    wanted = {10: [4, 6, 2, 7, 3, 5, 9, 0, 8, 1], 67: [19, 66, 23, 8, 46], 100: [82, 36, 20, 5, 93], 200: [105, 6, 168, 90, 65]}
+    for of, first in wanted.items():
+        assert class_indices(Data(classes=len(first)), tuple(map(str, range(of)))) == first
+    assert prepare(Data(image_size=8, classes=5), tmp_path / "out")["classes"] == ["4", "6", "2", "7", "3"]
 
 
 def test_quotas_are_proportional_within_one_and_give_every_class_its_due() -> None:
@@ -411,6 +450,13 @@ def test_an_unknown_name_gets_the_nearest_right_one(tmp_path: Path) -> None:
         ({"path": "x"}, "reads no path"),
         ({"test_path": "x"}, "only data.name=folder reads it"),
         ({"image_size": 10**6}, "more than 80 %"),
+        ({"per_class": 3}, "data.per_class and data.train_images are both given"),
+        ({"folds": 1, "fold": 0}, "data.folds is 1: 2 or more"),
+        ({"folds": 3, "fold": 0}, "data.folds and data.val_images are both given"),
+        ({"folds": 200, "fold": 0, "val_images": None}, "201 or more are needed"),
+        ({"train_images": None, "per_class": 173}, "175 or more are needed"),
+        ({"train_images": 1600, "folds": 5, "fold": 0, "val_images": None}, "data.train_images is 1600"),
+        ({"classes": 1}, "a number of classes is from 2 to 10"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(tmp_path: Path, change: dict[str, object], part: str) -> None:
@@ -463,8 +509,9 @@ def test_damaged_images_are_named_and_counted(tmp_path: Path, flowers: Path, fro
         (root / "tulip" / f"x{i}.png").write_text("not an image")
     for path in (root, make_zip(root, tmp_path / "in.zip")):
         text = error(replace(from_folder, path=str(path)), tmp_path / "out")
-        assert text.startswith("cannot read image ")
-        assert " and 3 more; " in text
+        assert text.startswith("cannot read 4 images: ")
+        assert "data.unreadable=drop" in text
+        assert "tulip/x2.png (not an image); " in text
 
 
 def test_a_damaged_zip_entry_is_named(tmp_path: Path, flowers: Path, from_folder: Data) -> None:

@@ -1,6 +1,7 @@
 """The settings of a data set, and what a source offers before anything is drawn from it."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +18,20 @@ Tick = Callable[[int], None]  # called with the number of images read since the 
 class Data:
     """The `data:` section of params.yaml."""
 
-    name: str = "digits"  # digits | cifar10 | cifar100 | folder
-    path: str | None = None  # folder: a folder or .zip of class folders; cifar: where downloads are kept (None: "downloads")
+    name: str = "digits"  # a row of SOURCES
+    path: str | None = None  # where the images are: a folder, .zip or .tar.gz; where downloads are kept (None: "downloads")
     test_path: str | None = None  # folder: the test images, where they are a folder or .zip of their own
     image_size: int = 32  # pixels, square
     train_images: int | None = None  # None: all that is left; else a stratified draw
+    per_class: int | None = None  # so many training images of each class, instead of train_images
     val_images: int | None = None  # taken from the training data, stratified; None: 10 % of it
     test_images: int | None = None  # None: all; without a test split: 20 % held out (digits: all but train and val)
-    classes: tuple[int | str, ...] | None = None  # None: all; else indices or names; labels become 0.. in this order
+    folds: int | None = None  # cut the training data into so many stratified parts; instead of val_images
+    fold: int | None = None  # which of them is the validation split, 0..
+    classes: int | tuple[int | str, ...] | None = (
+        None  # None: all; indices or names, labels become 0.. in this order; n: CSKD's
+    )
+    unreadable: str = "stop"  # stop | drop: what to do about images that cannot be read
     pad: int | None = None  # random crop after this zero padding, pixels; None: the source's own recipe
     flip: bool | None = None  # random horizontal flip; None: the source's own recipe
     seed: int = 0  # of every draw above
@@ -32,7 +39,9 @@ class Data:
 
 class Images(NamedTuple):
     pixels: Tensor  # (n, 3, S, S) uint8
-    unreadable: list[str]  # file and reason, one line each; their pixels are zero
+    sizes: Tensor  # (n, 2) int64, width and height as they were
+    marks: list[bytes]  # hash of the pixels as they were
+    unreadable: dict[int, str]  # position among the n -> reason; pixels and size are zero, the mark is empty
 
 
 class Pool(NamedTuple):
@@ -40,6 +49,7 @@ class Pool(NamedTuple):
 
     labels: Tensor  # (N,) int64, index of the source's class
     read: Callable[[Tensor, Tick], Images]  # positions (n,) -> images
+    names: Sequence[str] | None = None  # the files' names; None: they have none
 
 
 class Content(NamedTuple):
@@ -69,13 +79,16 @@ def in_memory(pixels: Tensor, labels: Tensor, size: int) -> Pool:
 
     def read(ids: Tensor, tick: Tick) -> Images:
         done = torch.empty(len(ids), 3, size, size, dtype=torch.uint8)
+        marks: list[bytes] = []
         for block, target in zip(ids.split(1024), done.split(1024), strict=True):
             images = pixels[block]
+            marks += [hashlib.sha256(image.tobytes()).digest() for image in images.numpy()]
             if images.shape[-1] != size:
                 shrinks = size < images.shape[-1]
                 images = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=shrinks).round()
             target.copy_(images)
             tick(len(block))
-        return Images(done, [])
+        sizes = torch.tensor([pixels.shape[-1], pixels.shape[-2]]).expand(len(ids), 2)
+        return Images(done, sizes, marks, {})
 
     return Pool(labels, read)

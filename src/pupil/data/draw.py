@@ -7,6 +7,7 @@ change of `train_images` alone leaves val and test as they are, and a smaller tr
 from difflib import get_close_matches
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ def class_indices(config: Data, names: tuple[str, ...]) -> list[int]:
     """The source's index of each class, in the order of the new labels."""
     if config.classes is None:
         return list(range(len(names)))
+    if isinstance(config.classes, int):
+        return cskd_classes(config.classes, len(names))
     chosen = [class_index(given, names) for given in config.classes]
     twice = [names[k] for k in dict.fromkeys(chosen) if chosen.count(k) > 1]
     if twice:
@@ -30,6 +33,16 @@ def class_indices(config: Data, names: tuple[str, ...]) -> list[int]:
     if len(chosen) < 2:
         raise UserError(f"data.classes is {list(config.classes)}: 2 classes or more are needed")
     return chosen
+
+
+def cskd_classes(n: int, of: int) -> list[int]:
+    """The first n of the permutation of CSKD (Wang, Rhodes, Feng, ACCV 2022), whose seed is always 0.
+
+    Labels are 0.. in this order; their code merges some classes while it renumbers CIFAR and CUB, this does not.
+    """
+    if not 2 <= n <= of:
+        raise UserError(f"data.classes is {n}: a number of classes is from 2 to {of}; for class {n} alone write a list")
+    return np.random.default_rng(0).permutation(of)[:n].tolist()
 
 
 def class_index(given: int | str, names: tuple[str, ...]) -> int:
@@ -52,6 +65,8 @@ def draw(config: Data, content: Content, chosen: list[int]) -> dict[str, Drawn]:
     """For train, val and test the images drawn; disjoint, every class in each."""
     pools = {"test": content.test, "val": content.val, "train": content.train}
     held_out = [name for name, pool in pools.items() if pool is None]
+    if config.folds is not None and content.val is not None:
+        raise UserError(f"data.folds is {config.folds}, but {config.name} has validation images of its own; leave folds out")
     generator = torch.Generator().manual_seed(config.seed)
     drawn = {}
     for home, pool in pools.items():
@@ -59,16 +74,27 @@ def draw(config: Data, content: Content, chosen: list[int]) -> dict[str, Drawn]:
             continue
         parts = [*held_out, "train"] if home == "train" else [home]
         members = shuffled_members(pool, chosen, generator)
+        need = sum(least_per_class(config, name) for name in parts)
         for k, ids in zip(chosen, members, strict=True):
-            if len(ids) < len(parts):
+            if len(ids) < need:
                 raise UserError(
-                    f"class {content.classes[k]!r} has {len(ids)} images for {' and '.join(parts)}: {len(parts)} or more are "
+                    f"class {content.classes[k]!r} has {len(ids)} images for {' and '.join(parts)}: {need} or more are "
                     f"needed; add images to its {home} folder or choose the other classes with data.classes"
                 )
-        sizes = split_sizes(config, parts, sum(map(len, members)), len(chosen), content.rest_is_test)
-        for name, ids in zip(parts, deal(members, sizes), strict=True):
-            drawn[name] = Drawn(home, ids)
+        if home == "train" and config.folds is not None:
+            dealt = deal_folds(config, members, parts, config.folds)
+        else:
+            sizes = split_sizes(config, parts, sum(map(len, members)), len(chosen), content.rest_is_test)
+            dealt = deal(config, members, parts, sizes)
+        drawn |= {name: Drawn(home, ids) for name, ids in zip(parts, dealt, strict=True)}
     return {name: drawn[name] for name in ("train", "val", "test")}
+
+
+def least_per_class(config: Data, part: str) -> int:
+    """How many images of each class a split cannot do without."""
+    if part == "train" and config.per_class is not None:
+        return config.per_class
+    return config.folds - 1 if part == "train" and config.folds is not None else 1
 
 
 def shuffled_members(pool: Pool, chosen: list[int], generator: torch.Generator) -> list[Tensor]:
@@ -78,7 +104,8 @@ def shuffled_members(pool: Pool, chosen: list[int], generator: torch.Generator) 
 
 def split_sizes(config: Data, parts: list[str], total: int, least: int, rest_is_test: bool) -> list[int]:
     """How many images each part takes of `total`; at least one per class.  Train is what the others leave, if not given."""
-    asked = {"train": config.train_images, "val": config.val_images, "test": config.test_images}
+    few = None if config.per_class is None else config.per_class * least
+    asked = {"train": few or config.train_images, "val": config.val_images, "test": config.test_images}
     sizes: dict[str, int] = {}
     for name in parts:
         given = asked[name]
@@ -86,7 +113,7 @@ def split_sizes(config: Data, parts: list[str], total: int, least: int, rest_is_
             raise UserError(f"data.{name}_images is {given}: one image per class is the least, {least} here; raise it")
         if given is not None or len(parts) == 1:
             sizes[name] = total if given is None else given
-        elif name == "test" and not (rest_is_test and config.train_images is not None):
+        elif name == "test" and not (rest_is_test and asked["train"] is not None):
             sizes[name] = max(least, round(0.2 * total))
         elif name == "val":
             sizes[name] = max(least, round(0.1 * (total - sizes.get("test", 0))))
@@ -99,23 +126,53 @@ def split_sizes(config: Data, parts: list[str], total: int, least: int, rest_is_
             if free
             else f"are more than the {total} there are"
         )
-        raise UserError(f"{took} {wrong}; lower {asked_keys(asked, parts)}")
+        raise UserError(f"{took} {wrong}; lower {asked_keys(config, parts)}")
     return [sizes.get(name, left) for name in parts]
 
 
-def asked_keys(asked: dict[str, int | None], parts: list[str]) -> str:
-    given = [name for name in parts if asked[name] is not None] or ["val"]
-    return " or ".join(f"data.{name}_images" for name in given)
+def asked_keys(config: Data, parts: list[str]) -> str:
+    keys = [f"{name}_images" for name in parts] + ["per_class"] * ("train" in parts)
+    return " or ".join(f"data.{key}" for key in keys if getattr(config, key) is not None) or "data.val_images"
 
 
-def deal(members: list[Tensor], sizes: list[int]) -> list[Tensor]:
+def deal(config: Data, members: list[Tensor], parts: list[str], sizes: list[int]) -> list[Tensor]:
     """Cut the classes' images (one tensor each) into parts of these sizes."""
-    parts = []
-    for i, size in enumerate(sizes):
-        shares = quotas([len(ids) for ids in members], size, len(sizes) - 1 - i)
-        parts.append(torch.cat([ids[:n] for ids, n in zip(members, shares, strict=True)]).sort().values)
+    dealt = []
+    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part == "train" and config.per_class is not None:
+            shares = [config.per_class] * len(members)
+        else:
+            reserve = sum(least_per_class(config, later) for later in parts[i + 1 :])
+            shares = quotas([len(ids) for ids in members], size, reserve)
+        dealt.append(torch.cat([ids[:n] for ids, n in zip(members, shares, strict=True)]).sort().values)
         members = [ids[n:] for ids, n in zip(members, shares, strict=True)]
-    return parts
+    return dealt
+
+
+def deal_folds(config: Data, members: list[Tensor], parts: list[str], folds: int) -> list[Tensor]:
+    """Test first, the same for every fold; of the rest, image after image and class after class, each goes to the next fold."""
+    tests, total = [], sum(map(len, members))
+    if "test" in parts:
+        size = max(len(members), round(0.2 * total)) if config.test_images is None else config.test_images
+        if not len(members) <= size <= total - folds * len(members):
+            raise UserError(
+                f"data.test_images is {size}: from {len(members)} (one per class) to {total - folds * len(members)} "
+                f"({folds} folds of {total} images) are possible"
+            )
+        shares = quotas([len(ids) for ids in members], size, folds)
+        tests = [torch.cat([ids[:n] for ids, n in zip(members, shares, strict=True)]).sort().values]
+        members = [ids[n:] for ids, n in zip(members, shares, strict=True)]
+    starts = np.cumsum([0, *map(len, members)])
+    fold = [(torch.arange(len(ids)) + int(start)) % folds == config.fold for ids, start in zip(members, starts, strict=False)]
+    val = torch.cat([ids[mine] for ids, mine in zip(members, fold, strict=True)]).sort().values
+    rest = [ids[~mine] for ids, mine in zip(members, fold, strict=True)]
+    left = sum(map(len, rest))
+    size = left if config.train_images is None else config.train_images
+    if not len(members) <= size <= left:
+        raise UserError(
+            f"data.train_images is {size}: from {len(members)} (one per class) to {left} are left by fold {config.fold}"
+        )
+    return [*tests, val, *deal(config, rest, ["train"], [size])]
 
 
 def quotas(counts: list[int], n: int, reserve: int) -> list[int]:

@@ -4,6 +4,8 @@ train.safetensors, val.safetensors, test.safetensors
     images (N, 3, S, S) uint8, labels (N,) int64, source_ids (N,) int64: position in the source's split
 manifest.json
     classes, sizes, mean and std, augmentation, hashes and the settings it was prepared with
+report.json, report.txt, contact_sheet.png
+    for people; see pupil.data.report.  `load` does not read them
 """
 
 import hashlib
@@ -11,7 +13,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,16 +24,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pupil.arrays import save_arrays
-from pupil.data.base import Content, Data, Source
-from pupil.data.draw import Drawn, class_indices, draw
+from pupil.data.base import Data, Source
+from pupil.data.draw import class_indices, draw
+from pupil.data.gather import Arrays, Progress, drop, read, told
+from pupil.data.report import Seen, write_report
 from pupil.data.sources import SOURCES
 from pupil.types import UserError
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
 FILES = ("manifest.json", *(f"{name}.safetensors" for name in SPLITS))
-Arrays = dict[str, Tensor]  # images, labels, source_ids
-Progress = Callable[[int, int], None]  # images read, of how many
 
 
 class Prepared(NamedTuple):
@@ -46,18 +47,33 @@ def silent(done: int, total: int) -> None:
 
 def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Write the folder `out`, replacing what an earlier call wrote; its manifest.  After an error `out` is as it was."""
-    check(config, out)
+    check(config)
+    check_place(out)
     source = SOURCES[config.name]
     content = source.load(config)
+    if source.classes not in (None, len(content.classes)):
+        raise UserError(
+            f"{config.name} has {source.classes} classes, {config.path} has {len(content.classes)}: fetch what is missing, "
+            "or use data.name=folder for a part of it"
+        )
     chosen = class_indices(config, content.classes)
     drawn = draw(config, content, chosen)
     check_memory(sum(len(d.ids) for d in drawn.values()), config.image_size)
-    splits = read(content, drawn, chosen, progress)
-    facts = describe(config, source, [content.classes[k] for k in chosen], splits)
-    facts |= {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": 0}
+    names = [content.classes[k] for k in chosen]
+    splits, seen = read(content, drawn, chosen, progress)
+    unreadable = [f"{s.names[i]} ({reason})" for s in seen.values() for i, reason in s.unreadable.items()]
+    if unreadable:
+        if config.unreadable == "stop":
+            raise UserError(
+                f"cannot read {told(unreadable)}; mend or remove what is damaged, or leave it out with data.unreadable=drop"
+            )
+        splits, seen = drop(splits, seen, names)
+    facts = describe(config, source, names, splits)
+    facts |= {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": len(unreadable)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    manifest = json.loads(json.dumps({**facts, "digest": digest, "fingerprint": content.fingerprint, "config": asdict(config)}))
-    write(out, manifest, splits)
+    manifest = {**facts, "digest": digest, "fingerprint": content.fingerprint, "config": asdict(config)}
+    manifest = json.loads(json.dumps({**manifest, "unreadable": unreadable}))
+    write(out, manifest, splits, seen)
     return manifest
 
 
@@ -82,20 +98,34 @@ def load(folder: Path) -> Prepared:
     return Prepared(manifest, {name: (arrays["images"], arrays["labels"]) for name, arrays in found.items()})
 
 
-def check(config: Data, out: Path) -> None:
+def check(config: Data) -> None:
     """What is wrong whatever the source holds."""
     if config.name not in SOURCES:
         near = get_close_matches(config.name, SOURCES, 1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
         raise UserError(f"data.name is {config.name!r}, known are {', '.join(SOURCES)}; {hint}")
-    if config.image_size < 8:
-        raise UserError(f"data.image_size is {config.image_size}: 8 pixels or more are needed")
-    if config.pad is not None and config.pad < 0:
-        raise UserError(f"data.pad is {config.pad}: 0 pixels or more are needed")
+    for key, least in (("image_size", 8), ("pad", 0), ("per_class", 1), ("folds", 2), ("fold", 0)):
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise UserError(f"data.{key} is {value}: {least} or more are needed")
+    if config.unreadable not in ("stop", "drop"):
+        raise UserError(f"data.unreadable is {config.unreadable!r}: stop or drop")
+    if (config.folds is None) != (config.fold is None):
+        raise UserError("data.folds and data.fold go together: into how many parts, and which of them, 0.., is for validation")
+    if config.folds is not None and config.fold is not None and config.fold >= config.folds:
+        raise UserError(f"data.fold is {config.fold} of {config.folds}: folds are 0 to {config.folds - 1}")
+    for a, b in (("per_class", "train_images"), ("per_class", "folds"), ("folds", "val_images")):
+        if getattr(config, a) is not None and getattr(config, b) is not None:
+            raise UserError(
+                f"data.{a} and data.{b} are both given ({getattr(config, a)}, {getattr(config, b)}); give one of them"
+            )
     if config.test_path is not None and config.name != "folder":
         raise UserError(
             f"data.test_path is {config.test_path!r}: only data.name=folder reads it, not {config.name}; leave it out"
         )
+
+
+def check_place(out: Path) -> None:
     foreign = out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists()))
     if foreign:
         raise UserError(f"{out} is there and holds something else than prepared data; give another folder or move it away")
@@ -117,32 +147,6 @@ def available_memory() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def read(content: Content, drawn: dict[str, Drawn], chosen: list[int], progress: Progress) -> dict[str, Arrays]:
-    """All images of all splits, and the labels 0.. in the order of `chosen`."""
-    total, done = sum(len(d.ids) for d in drawn.values()), 0
-
-    def tick(number: int) -> None:
-        nonlocal done
-        done += number
-        progress(done, total)
-
-    relabel = torch.full((len(content.classes),), -1)
-    relabel[chosen] = torch.arange(len(chosen))
-    pools = {"train": content.train, "val": content.val, "test": content.test}
-    splits: dict[str, Arrays] = {}
-    unreadable: list[str] = []
-    for name, (home, ids) in drawn.items():
-        pool = pools[home]
-        assert pool is not None, "drawn from a split that is there"
-        images, failures = pool.read(ids, tick)
-        unreadable += failures
-        splits[name] = {"images": images, "labels": relabel[pool.labels[ids]], "source_ids": ids}
-    if unreadable:
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise UserError(f"cannot read image {unreadable[0]}{more}; mend or remove what is damaged")
-    return splits
 
 
 def describe(config: Data, source: Source, classes: list[str], splits: dict[str, Arrays]) -> dict[str, Any]:
@@ -187,7 +191,7 @@ def sha256(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays]) -> None:
+def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays], seen: dict[str, Seen]) -> None:
     """Beside `out` first, then renamed: no half-written folder is ever there."""
     new = out.with_name(f"{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -197,6 +201,7 @@ def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays]) -> Non
         about.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         for name, arrays in splits.items():
             save_arrays(new / f"{name}.safetensors", arrays)
+        write_report(new, manifest, splits, seen)
         if out.exists():
             shutil.rmtree(out)
         new.rename(out)

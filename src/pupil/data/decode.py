@@ -1,0 +1,98 @@
+"""Image files -> a pool: decoded with all cores when they are asked for."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from pupil.data.base import Images, Pool, Tick
+from pupil.data.tree import Tree, opener
+
+BLOCK = 64  # images per task of the thread pool
+
+
+class Decoded(NamedTuple):
+    pixels: np.ndarray  # (3, S, S) uint8
+    size: tuple[int, int]  # as it was: width, height, upright
+    mark: bytes  # hash of the pixels as they were
+
+
+def as_pool(tree: Tree, files: list[str], labels: Tensor, size: int) -> Pool:
+    """`files` of the tree and the class of each, (N,) int64."""
+    return Pool(labels, partial(read, tree, files, size), files)
+
+
+def read(tree: Tree, files: list[str], size: int, ids: Tensor, tick: Tick) -> Images:
+    """Decode the files at these positions."""
+    pixels = torch.zeros(len(ids), 3, size, size, dtype=torch.uint8)
+    sizes = torch.zeros(len(ids), 2, dtype=torch.int64)
+    target, shapes, names = pixels.numpy(), sizes.numpy(), [files[i] for i in ids.tolist()]
+    marks: list[bytes] = []
+    unreadable: dict[int, str] = {}
+    with ExitStack() as stack:
+        # The filter is the process's own: threads cannot have theirs.  Pillow only warns of the smaller bombs.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        fetch = opener(tree, stack)
+        workers = stack.enter_context(ThreadPoolExecutor())
+        spans = [slice(i, i + BLOCK) for i in range(0, len(names), BLOCK)]
+        jobs = (partial(decode_block, fetch, names[span], target[span], shapes[span]) for span in spans)
+        try:
+            for found, failures in workers.map(lambda job: job(), jobs):
+                unreadable |= {len(marks) + i: reason for i, reason in failures.items()}
+                marks += found
+                tick(len(found))
+        finally:
+            workers.shutdown(cancel_futures=True)
+    return Images(pixels, sizes, marks, unreadable)
+
+
+def decode_block(
+    fetch: Callable[[str], bytes], names: list[str], target: np.ndarray, sizes: np.ndarray
+) -> tuple[list[bytes], dict[int, str]]:
+    """Fill target (n, 3, S, S) and sizes (n, 2); the hashes, and what was wrong with some files."""
+    marks, failures = [], {}
+    for i, name in enumerate(names):
+        mark = b""
+        try:
+            target[i], sizes[i], mark = decode(fetch(name), target.shape[-1])
+        except UnidentifiedImageError:
+            failures[i] = "not an image"
+        except FileNotFoundError:
+            failures[i] = "not there"
+        except Exception as error:  # Pillow and zipfile raise a dozen types for damaged files; each is told to the user
+            failures[i] = " ".join(str(error).split()) or type(error).__name__
+        marks.append(mark)
+    return marks, failures
+
+
+def decode(raw: bytes, size: int) -> Decoded:
+    """Upright, RGB, the centre square resized (bilinear, antialiased).  Of an animation the first image."""
+    with Image.open(io.BytesIO(raw)) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = as_rgb(image)
+    side = min(rgb.size)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    mark = hashlib.sha256(f"{rgb.width} x {rgb.height} ".encode())  # with the processor's help faster than blake2b
+    mark.update(rgb.tobytes())
+    return Decoded(np.asarray(small).transpose(2, 0, 1), rgb.size, mark.digest())
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Transparency is dropped, as torchvision's ImageFolder does; of 16 bits the upper 8 are kept (Pillow would clip)."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; convert to 8 or 16 bits")
+    return image.convert("RGB")
