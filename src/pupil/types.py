@@ -15,6 +15,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64, 0..K-1
     ids: Tensor  # (B,) int64, position in the training set
     epoch: int = 1  # 1-based, for loss weights that warm up
+    strong: Tensor | None = None  # (B, 3, H, W) the same images, strongly augmented, for methods of two views
 
 
 class Features(NamedTuple):

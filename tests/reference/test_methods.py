@@ -4,256 +4,14 @@ A checker is a function from a case to our values of its outputs, by name.  Whic
 `method` in the vector's meta; shapes, seeds and hyper-parameters all come from the vector.
 """
 
-import copy
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from pupil.methods import METHODS
-from pupil.methods.base import Setup, same_size
-from pupil.methods.crd import CRD, unit
-from pupil.methods.fitnet import FitNet
-from pupil.methods.kd import KD
-from pupil.methods.simkd import SimKD
-from pupil.methods.thkd import THKD
-from pupil.net import FrozenLinear, Net, Stage
-from pupil.types import Batch, Features, Terms
-from tests.reference.golden import Case, compare, gradients, module_results
+from tests.reference import checks_first
+from tests.reference.blocks import Row
+from tests.reference.golden import Case, compare
 
-Values = dict[str, Any]
-
-
-class Row(NamedTuple):
-    names: tuple[str, ...]  # the rows of METHODS that it exercises
-    check: Callable[[Case], Values] | None  # None: not written yet
-    informational: frozenset[str] = frozenset()  # outputs that say nothing about our code
-
-
-def test_method_matches_golden_vector(case: Case) -> None:
-    if case.method not in ROWS:
-        pytest.skip(f"pupil has no method {case.method!r} yet (source {case.meta.get('source_repo')})")
-    row = ROWS[case.method]
-    missing = [name for name in row.names if name not in METHODS]
-    if missing:
-        pytest.skip(f"pupil has no method {', '.join(missing)!r} yet (golden {case.method!r})")
-    assert row.check is not None, f"{row.names} is in METHODS now, so golden {case.method!r} needs a checker here"
-    wrong = compare(case, row.check(case), row.informational)
-    assert not wrong, "\n".join([f"{case.id}: {case.meta.get('description', '')}", *wrong])
-
-
-# --- building blocks ---------------------------------------------------------------------------------------------------
-
-
-def given(head: nn.Linear | None = None) -> Net:
-    """A network whose only map is its input: (B, C, H, W) -> itself, pooled, head."""
-    return Net(nn.Identity(), [Stage(nn.Identity(), act=nn.Identity())], nn.Linear(1, 1) if head is None else head)
-
-
-def said(f: Tensor, logits: Tensor | None = None) -> Features:
-    """The features of a network of which one tensor is known: a map (B, C, H, W) or an embedding (B, D)."""
-    map_ = f if f.dim() == 4 else f[:, :, None, None]
-    return Features(map_, (map_,), (map_,), map_, map_.mean((2, 3)), torch.zeros(len(f), 2) if logits is None else logits)
-
-
-def of_logits(z: Tensor) -> Features:
-    return said(torch.zeros(len(z), 1), z)
-
-
-def batch_of(images: Tensor, labels: Tensor | None = None, ids: Tensor | None = None) -> Batch:
-    zeros = torch.zeros(len(images), dtype=torch.int64)
-    return Batch(images, zeros if labels is None else labels, zeros if ids is None else ids)
-
-
-def setup_of(s: Features, t: Features, student: Net | None = None, teacher: Net | None = None, samples: int = 2) -> Setup:
-    student, teacher = given() if student is None else student, given() if teacher is None else teacher
-    return Setup(student, teacher.requires_grad_(False).eval(), s, t, torch.arange(samples) % 2)
-
-
-def total(terms: Terms) -> Tensor:
-    return torch.stack([term.weight * term.raw for term in terms.values()]).sum()
-
-
-def linear(case: Case, name: str) -> nn.Linear:
-    k, d = case.arrays[f"{name}_weight"].shape
-    head = nn.Linear(d, k)
-    case.load({name: head})
-    return head
-
-
-# --- checkers ----------------------------------------------------------------------------------------------------------
-
-
-def check_kd(case: Case) -> Values:
-    z_s, z_t = case.leaf("logits_s"), case.tensor("logits_t")
-    s, t = of_logits(z_s), of_logits(z_t)
-    batch = batch_of(z_s, case.tensor("labels") if "labels" in case else None)
-    T = case.number("temperature")
-    weights = {"ce": case.number("gamma", 0.0), "kl": case.number("alpha", 1.0)}
-    loss = total(KD(setup_of(s, t), KD.Config(**weights, T=T)).loss(s, t, batch))
-    loss.backward()
-    parts = KD(setup_of(s, t), KD.Config(ce=1.0, kl=1.0, T=T)).loss(s, t, batch)
-    return {"loss": loss, "loss_cls": parts["ce"].raw, "loss_div": parts["kl"].raw} | gradients({"logits_s": z_s})
-
-
-def check_fitnet(case: Case) -> Values:
-    f_s, f_t = case.leaf("fs_0"), case.tensor("ft_0")
-    s, t = said(f_s), said(f_t)
-    method = FitNet(setup_of(s, t), FitNet.Config(ce=0.0, beta=1.0, hint=1))
-    modules = {"regressor_conv": method.regress[0], "regressor_bn": method.regress[1]}
-    case.load(modules)
-    regressed: list[Tensor] = []
-    method.regress.register_forward_hook(lambda module, args, out: regressed.append(out))
-    loss = total(method.loss(s, t, batch_of(f_s)))
-    loss.backward()
-    (out,) = regressed
-    values = {"regressed_fs_0": out, "target_used": same_size(out, f_t)[1], "loss": loss}
-    return values | gradients({"fs_0": f_s}) | module_results(modules)
-
-
-def check_simkd(case: Case) -> Values:
-    f_s, f_t = case.leaf("fs_0"), case.tensor("ft_0")
-    student, teacher = given(nn.Linear(f_s.shape[1], 2)), given(linear(case, "teacher_classifier"))
-    t = teacher.features(f_t)
-    setup = setup_of(student.features(f_s), t, student, teacher)
-    method = SimKD(setup, SimKD.Config(ce=1.0, beta=1.0, factor=case.integer("factor")))
-    layers = list(method.student.neck.children())
-    convs = [m for m in layers if isinstance(m, nn.Conv2d)]
-    norms = [m for m in layers if isinstance(m, nn.BatchNorm2d)]
-    modules: dict[str, nn.Module] = {f"projector_conv{i}": m for i, m in enumerate(convs)}
-    modules |= {f"projector_bn{i}": m for i, m in enumerate(norms)}
-    case.load(modules)
-    assert isinstance(method.student.head, FrozenLinear)
-    logits_eval = method.eval().student(f_s)
-    s = method.train().student.features(f_s)
-    terms = method.loss(s, t, batch_of(f_s, case.tensor("labels")))
-    loss = terms["knowledge"].weight * terms["knowledge"].raw
-    loss.backward()
-    values = {
-        "projected": s.last,
-        "target_used": same_size(s.last, t.last)[1],
-        "logits_through_teacher_classifier": s.logits,
-        "logits_eval_mode": logits_eval,
-        "loss": loss,
-        "ce_of_projected_logits": terms["ce"].raw,
-    }
-    return values | gradients({"fs_0": f_s}) | module_results(modules)
-
-
-def crd_of(case: Case, f_s: Tensor, f_t: Tensor) -> tuple[CRD, dict[str, nn.Module]]:
-    assert case.number("eps") == pytest.approx(1e-7), "the authors' constant"
-    n, k, dim = case.integer("n_data"), case.integer("nce_k"), case.integer("feat_dim")
-    config = CRD.Config(ce=0.0, beta=1.0, dim=dim, k=k, tau=case.number("nce_t"), momentum=case.number("nce_m"))
-    method = CRD(setup_of(said(f_s), said(f_t), samples=n), config)
-    modules: dict[str, nn.Module] = {"embed_s_linear": method.embed_s, "embed_t_linear": method.embed_t}
-    case.load(modules)
-    with torch.no_grad():
-        method.bank_s.copy_(case.tensor("memory_v1_before"))
-        method.bank_t.copy_(case.tensor("memory_v2_before"))
-    return method, modules
-
-
-def banks_and_Z(method: CRD) -> Values:
-    values = {"Z_s": method.Z[0], "Z_t": method.Z[1], "memory_v1_after": method.bank_s, "memory_v2_after": method.bank_t}
-    return {name: value.clone() for name, value in values.items()}
-
-
-def check_crd(case: Case) -> Values:
-    """Successive calls of one module; each has its own features, ids and negatives."""
-    calls = sorted(m[1] for m in (re.fullmatch(r"((?:call\d+_)?)fs", name) for name in case.meta["inputs"]) if m)
-    values: Values = {}
-    method, modules = crd_of(case, case.tensor(f"{calls[0]}fs"), case.tensor(f"{calls[0]}ft"))
-    for call in calls:
-        f_s, f_t = case.leaf(f"{call}fs"), case.tensor(f"{call}ft")
-        rows = case.tensor(f"{call}contrast_idx")
-        assert torch.equal(rows[:, 0], case.tensor(f"{call}idx"))
-        before = copy.deepcopy(method)
-        method.zero_grad()
-        loss = method.contrast(f_s, f_t, rows)
-        loss.backward()
-        with torch.no_grad():
-            v_s, v_t = unit(before.embed_s(f_s)), unit(before.embed_t(f_t))
-            found = {
-                "embedded_s": v_s,
-                "embedded_t": v_t,
-                "loss_s": before.nce(0, v_s, before.bank_t, rows),
-                "loss_t": before.nce(1, v_t, before.bank_s, rows),
-                "scores_s": torch.einsum("bkd,bd->bk", before.bank_t[rows], v_s).div(method.hp.tau).exp() / method.Z[0],
-                "scores_t": torch.einsum("bkd,bd->bk", before.bank_s[rows], v_t).div(method.hp.tau).exp() / method.Z[1],
-                "loss": loss,
-            }
-        values |= {f"{call}{name}": value for name, value in (found | banks_and_Z(method)).items()}
-        values |= gradients({"fs": f_s}, call) | module_results(modules, call)
-    return values
-
-
-def thkd_of(case: Case, e_s: Tensor, config: THKD.Config) -> tuple[THKD, Features, Tensor]:
-    """The method, the teacher's features and the images whose embeddings are the given ones."""
-    teacher = given(linear(case, "teacher_head"))
-    t = said(case.tensor("ft_embedding"), case.tensor("logits_t"))
-    student = given(linear(case, "student_head"))
-    images = e_s[:, :, None, None]
-    return THKD(setup_of(student.features(images), t, student, teacher), config), t, images
-
-
-def check_kdth(case: Case) -> Values:
-    e_s = case.leaf("fs_embedding")
-    method, t, images = thkd_of(case, e_s, THKD.Config(ce=0.0, kl=0.0, beta=1.0, T_head=case.number("temperature")))
-    s = method.student.features(images)
-    loss = total(method.loss(s, t, batch_of(images)))
-    loss.backward()
-    head = method.teacher_head
-    values = {
-        "logits_student_head": s.logits,
-        "logits_teacher_head": head(s.embedding),
-        "loss": loss,
-        "teacher_head_requires_grad": any(x.requires_grad for x in (head.weight, head.bias)),
-    }
-    return values | gradients({"fs_embedding": e_s}) | module_results({"student_head": method.student.head})
-
-
-def check_crdth(case: Case) -> Values:
-    """CRD plus (delta / beta) times TH-KD's term, which share the student's embedding."""
-    e_s, e_t, rows = case.leaf("fs_embedding"), case.tensor("ft_embedding"), case.tensor("contrast_idx")
-    assert torch.equal(rows[:, 0], case.tensor("idx"))
-    crd, modules = crd_of(case, e_s, e_t)
-    th, t, images = thkd_of(case, e_s, THKD.Config(ce=0.0, kl=0.0, beta=1.0, T_head=case.number("temperature")))
-    loss_crd = crd.contrast(e_s, e_t, rows)
-    loss_th = total(th.loss(th.student.features(images), t, batch_of(images)))
-    loss = loss_crd + case.number("delta") / case.number("beta") * loss_th
-    loss.backward()
-    values = {"loss_crd": loss_crd, "loss_kdth": loss_th, "loss": loss, **banks_and_Z(crd)}
-    return values | gradients({"fs_embedding": e_s}) | module_results(modules)
-
-
-def check_two_heads(case: Case) -> Values:
-    method, _, images = thkd_of(case, case.tensor("fs_embedding"), THKD.Config(mix=case.number("validation_th_weight")))
-    net = method.student.eval()
-    f, out = net.features(images), net(images)
-    values = {
-        "logits_student_head": f.logits,
-        "plain_forward_logits": method(batch_of(images), f, lambda s, t, batch: s.logits),
-        "logits_teacher_head": method.teacher_head(f.embedding),
-        "combined_probabilities": F.softmax(out, 1),  # of log-probabilities: themselves
-        "trainable_parameter_count": sum(p.numel() for g in method.phases()[0].train for p in g.module.parameters()),
-    }
-    net.head.load_state_dict(method.teacher.head.state_dict())
-    return values | {"logits_student_head_after_init_from_teacher": net.features(images).logits}
-
-
-ROWS: dict[str, Row] = {  # by `method` in the meta of the vectors
-    "KD": Row(("kd",), check_kd),
-    "FitNet hint": Row(("fitnet",), check_fitnet),
-    "hint (SimKD variant)": Row(("fitnet",), check_fitnet),
-    "SimKD": Row(("simkd",), check_simkd),
-    "CRD": Row(("crd",), check_crd),
-    "KD-TH": Row(("thkd",), check_kdth),
-    "CRD + TH": Row(("crd", "thkd"), check_crdth, frozenset({"th_weight"})),  # the ratio of two of its inputs
-    "TH wrapper": Row(("thkd",), check_two_heads),
+WANTED: dict[str, Row] = {  # by `method` in the meta of the vectors; not written yet
     "AT": Row(("at",), None),
     "SP": Row(("sp",), None),
     "CC": Row(("cc",), None),
@@ -273,3 +31,16 @@ ROWS: dict[str, Row] = {  # by `method` in the meta of the vectors
     "SAKD routing": Row(("sakd",), None),
     "regressor (SAKD variant)": Row(("sakd",), None),
 }
+ROWS: dict[str, Row] = WANTED | checks_first.ROWS
+
+
+def test_method_matches_golden_vector(case: Case) -> None:
+    if case.method not in ROWS:
+        pytest.skip(f"pupil has no method {case.method!r} yet (source {case.meta.get('source_repo')})")
+    row = ROWS[case.method]
+    missing = [name for name in row.names if name not in METHODS]
+    if missing:
+        pytest.skip(f"pupil has no method {', '.join(missing)!r} yet (golden {case.method!r})")
+    assert row.check is not None, f"{row.names} is in METHODS now, so golden {case.method!r} needs a checker here"
+    wrong = compare(case, row.check(case), row.informational)
+    assert not wrong, "\n".join([f"{case.id}: {case.meta.get('description', '')}", *wrong])

@@ -9,7 +9,7 @@ A method overrides the narrowest of three hooks that fits:
 and may deploy something else than the plain student (`deployed`) or add phases.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -61,11 +61,15 @@ class Method(nn.Module):
     """
 
     paper: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named settings of other suites and pairs, over the defaults
+    on_logits: ClassVar[bool] = False  # whether all its terms read labels and logits alone, so that it can be wrapped
+    two_views: ClassVar[bool] = False  # whether it wants a second, strongly augmented view of each image
 
     @dataclass(frozen=True)
     class Config:
         """Weights of the three terms and the temperature of the second."""
 
+        preset: str = ""  # one of `presets`; a value that is given itself wins over the preset's
         ce: float = 1.0
         kl: float = 0.0
         T: float = 4.0
@@ -119,11 +123,15 @@ class Method(nn.Module):
     def phases(self) -> list[Phase]:
         return [Phase("distil", self.loss, [Group(self)])]
 
+    def observed(self) -> dict[str, Tensor]:
+        """What the method shows of its state after an epoch: scalars as metrics, (H, W) matrices as pictures."""
+        return {}
+
     def forward(self, batch: Batch, t: Features, loss: Loss) -> Terms:
         return loss(self.student.features(batch.images), t, batch)
 
 
-def kl(logits_s: Tensor, logits_t: Tensor, T: float) -> Tensor:
+def kl(logits_s: Tensor, logits_t: Tensor, T: float | Tensor) -> Tensor:
     """Softened KL: T^2 KL(softmax(z_t / T) || softmax(z_s / T)), mean over the batch; (B, K), (B, K) -> scalar."""
     log_p, log_q = F.log_softmax(logits_t.float() / T, 1), F.log_softmax(logits_s.float() / T, 1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * T**2
