@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from pupil import checkpoint, checks, models
 from pupil import settings as settings_of
 from pupil.assemble import build_method
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import Optim, activate, make_optimizer, refuse_batch_of_one, step, teacher_features
 from pupil.inspection import check
 from pupil.methods import METHODS
+from pupil.methods.alone import Alone
+from pupil.models import external
+from pupil.models.external import unwatched
 from pupil.models.taps import External, native_state
 from pupil.net import FrozenLinear, Net, probe
 from pupil.types import Batch, UserError
@@ -59,6 +62,17 @@ def choosy(num_classes):
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), Choosy(), pool, nn.Linear(8, num_classes))
 def flat(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, num_classes))
+def no_bias(num_classes):
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU())
+    return nn.Sequential(stem, nn.Conv2d(8, 64, 3, 2, 1), nn.ReLU(), pool, nn.Linear(64, num_classes, bias=False))
+def to_one_pixel(num_classes):
+    layers = [nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, num_classes)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), *layers)
+def squeezenet(num_classes):
+    import torchvision
+    features = torchvision.models.squeezenet1_1().features
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
 def text(num_classes): return "no network"
 def no_argument(): return Tiny(3)
 def wrong_width(num_classes): return Tiny(num_classes + 1)
@@ -104,6 +118,8 @@ SHAPES = {  # at 32 pixels: stem, stages, embedding; whether the classifier sees
     "ownpackage.nets:tiny": ("8x32x32 12x16x16 16x8x8 16", True),
     "nets/mine.py:choosy": ("8x32x32 8x16x16 8", True),
     "nets/mine.py:flat": ("3x32x32 16", True),
+    "nets/mine.py:squeezenet": ("64x15x15 128x7x7 256x3x3 512x1x1 512", True),
+    "nets/mine.py:no_bias": ("8x32x32 64x16x16 64", True),
     "nets/mine.py:ours": ("16x32x32 16x32x32 32x16x16 64x8x8 64", True),
 }
 every_name = pytest.mark.parametrize("name", SHAPES)
@@ -207,6 +223,46 @@ def test_check_prints_the_taps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "found at: relu  layer1.1.relu  layer2.1.relu  layer3.1.relu  layer4.1.relu  flatten" in said
 
 
+def test_check_says_that_dvc_does_not_see_a_file_outside_networks(folder: Path) -> None:
+    assert unwatched("nets/mine.py:tiny") == "dvc does not see changes of nets/mine.py: move it to networks/"
+    own = Path(external.HOME) / "networks"
+    assert own.is_dir()
+    assert unwatched("torchvision/resnet18") is unwatched("resnet8") is unwatched("ownpackage.nets:tiny") is None
+
+
+def test_a_file_in_networks_is_watched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "HOME", folder)
+    (folder / "nets").rename(folder / "networks")
+    assert unwatched("networks/mine.py:tiny") is None
+
+
+@pytest.mark.parametrize("method", ["simkd", "thkd"])
+def test_a_classifier_without_bias_is_lent_with_a_bias_of_zero(method: str) -> None:
+    teacher = build("nets/mine.py:no_bias").eval().requires_grad_(False)
+    hp = METHODS[method].Config(**({"mix": 1.0} if method == "thkd" else {}))
+    built = build_method(method, build("resnet8"), teacher, SIZE, torch.arange(8) % K, hp, 0)
+    lent = built.student.head if method == "simkd" else built.student.teacher_head
+    assert isinstance(lent, FrozenLinear)
+    assert torch.equal(lent.weight, teacher.head.weight)  # type: ignore[arg-type]
+    assert torch.equal(lent.bias, torch.zeros(K))
+
+
+@pytest.mark.parametrize(("images", "batch_size", "fits"), [(33, 16, 17), (40, 1, 2), (9, 4, 5)])
+def test_a_batch_of_one_image_is_refused_where_batch_norm_cannot_train_on_it(images: int, batch_size: int, fits: int) -> None:
+    net = build("nets/mine.py:to_one_pixel")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    stream = torch.get_rng_state()
+    with pytest.raises(UserError) as e:
+        refuse_batch_of_one(Alone(net), None, images, SIZE, batch_size, "optim.batch_size")
+    assert str(e.value).startswith(f"optim.batch_size={batch_size} leaves a batch of one of the {images} training images")
+    assert str(e.value).endswith(f"use optim.batch_size={fits}")
+    assert images % fits != 1
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    refuse_batch_of_one(Alone(net), None, images, SIZE, fits, "optim.batch_size")
+    refuse_batch_of_one(Alone(build("resnet8")), None, images, SIZE, batch_size, "optim.batch_size")
+
+
 # --- refusals: one line each ----------------------------------------------------------------------------------------------
 
 NAMES = [
@@ -223,9 +279,9 @@ NETWORKS = [
     ("nets/mine.py:no_argument", "cannot be called with the number of classes, 5: TypeError"),
     ("nets/mine.py:wrong_width", "must give logits (B, 5) for (B, 3, H, W) images; for two images it gave shape (2, 6)"),
     ("nets/mine.py:maps_only", "for two images it gave shape (2, 5, 32, 32)"),
-    ("nets/mine.py:soft", "must end in one linear layer with bias"),
+    ("nets/mine.py:soft", "must end in one linear layer, its classifier of 5 classes; it ends in 1"),
     ("nets/mine.py:branching", "cannot be traced by torch.fx"),
-    ("torchvision/squeezenet1_1", "must end in one linear layer with bias"),
+    ("torchvision/squeezenet1_1", "after a convolution of 5 channels; wrap it in a function of your own that pools, flattens"),
     ("timm/efficientformer_l1", "timm/efficientformer_l1 cannot take images of 32 pixels"),
     ("timm/vit_tiny_patch16_224", "cannot take images of 8 pixels"),
 ]
@@ -303,7 +359,8 @@ def test_thirty_random_pairs_train_two_steps(folder: Path) -> None:
         t_name, s_name, methods = draw.choice(POOL), draw.choice(POOL), draw.sample(sorted(METHODS), len(METHODS))
         method = fitting(t_name, s_name, methods)
         used.add(type(method).__name__)
-        batch = Batch(torch.randn(6, 3, SIZE, SIZE), torch.arange(6) % K, torch.arange(6))
+        images, strong = torch.randn(2, 6, 3, SIZE, SIZE)
+        batch = Batch(images, torch.arange(6) % K, torch.arange(6), strong=strong)
         before: list[Tensor] = [p.detach().clone() for p in method.student.parameters()]
         for phase in method.phases():
             if phase.before is not None:

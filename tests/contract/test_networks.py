@@ -4,9 +4,12 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
 from pupil.models import NETWORKS, build
+from pupil.models.resnet_branches import MultiBranch
 from pupil.net import Net, probe
+from pupil.types import Features
 from tests import tiny
 
 K = 7
@@ -14,34 +17,41 @@ LARGE = {  # seconds each
     *("resnet110x2", "resnet44x4", "resnet56x4", "resnet110x4", "ResNet50", "ResNet101", "ResNet152", "wrn_28_10"),
     *("imagenet_resnet101", "imagenet_resnet152", "imagenet_resnext101_32x8d", "mdistiller_resnet101", "mdistiller_resnet152"),
     *(f"imagenet_resnet{n}" for n in ("10x2", "18x2", "26x2", "34x2", "34x4")),
-    *("imagenet_wide_resnet50_2", "imagenet_wide_resnet101_2"),
+    *("imagenet_wide_resnet50_2", "imagenet_wide_resnet101_2", "wide_resnet20_8_gl"),
+    *(f"spot_vgg{n}_imagenet" for n in (8, 11, 13, 16, 19)),
 }
 ONE_OF_EACH_FAMILY = {f.__module__: name for name, f in reversed(NETWORKS.items()) if name not in LARGE}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETWORKS])
-def net(request: pytest.FixtureRequest) -> Net:
-    """Built once for all tests, and then forgotten."""
-    torch.manual_seed(0)
-    return build(request.param, K)
+FAMILIES = {f.__module__: name for name, f in reversed(NETWORKS.items())}  # the first of each
+OF_EACH_FAMILY = [*(FAMILIES | ONE_OF_EACH_FAMILY).values(), "vgg8_plain"]
 
 
-@pytest.mark.parametrize("size", [32, 64, 28])
+@pytest.mark.parametrize("size", [64, 28])
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
 @torch.no_grad()
-def test_network_gives_logits_at_every_size(net: Net, size: int) -> None:
-    f = net.eval().features(torch.randn(2, 3, size, size))
+def test_a_family_takes_other_sizes(name: str, size: int) -> None:
+    check_shapes(build(name, K).eval().features(torch.randn(2, 3, size, size)))
+
+
+def check_shapes(f: Features) -> None:
     assert f.logits.shape == (2, K)
     assert f.logits.isfinite().all()
     assert [m.shape[2] for m in f.maps] == sorted((m.shape[2] for m in f.maps), reverse=True), "shallow to deep"
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETWORKS])
 @torch.no_grad()
-def test_features_are_what_they_are_called(net: Net) -> None:
-    x = torch.randn(2, 3, 32, 32)
+def test_features_are_what_they_are_called(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = build(name, K), torch.randn(2, 3, 32, 32)
     f = net.eval().features(x)
+    check_shapes(f)
     assert torch.equal(net(x), f.logits)
     assert torch.equal(net.head(f.embedding), f.logits)
-    assert torch.equal(f.last.mean((2, 3)), f.embedding)
+    assert net.pools_last is (f.last.shape[1] == f.embedding.shape[1])
+    if net.pools_last:
+        assert torch.equal(f.last.mean((2, 3)), f.embedding)
     assert len(f.maps) == len(f.pre) == len(net.stages)
     assert f.taps == (f.stem, *f.maps, f.embedding)
     for pre, tap in zip(f.pre, f.maps, strict=True):
@@ -51,8 +61,9 @@ def test_features_are_what_they_are_called(net: Net) -> None:
             assert torch.equal(pre.relu().sort(1).values, tap.sort(1).values), "the same values; a shuffle may follow the ReLU"
 
 
-def test_probe_gives_shapes_and_leaves_the_network_as_it_was(net: Net) -> None:
-    net.train()
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
+def test_probe_gives_shapes_and_leaves_the_network_as_it_was(name: str) -> None:
+    net = build(name, K)
     before = tiny.state(net)
     f = probe(net, 32)
     assert tiny.same(before, tiny.state(net))
@@ -60,11 +71,15 @@ def test_probe_gives_shapes_and_leaves_the_network_as_it_was(net: Net) -> None:
     assert f.logits.shape == (1, K)
 
 
-@pytest.mark.parametrize("name", [*ONE_OF_EACH_FAMILY.values(), "vgg8_plain"])
+def answers(net: Net, x: Tensor) -> list[Tensor]:
+    return list(net.branches(x)) if isinstance(net, MultiBranch) else [net.features(x).logits]
+
+
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
 def test_every_parameter_gets_a_gradient_and_one_seed_gives_one_network(name: str) -> None:
     torch.manual_seed(1)
     net = build(name, K)
-    net.features(torch.randn(2, 3, 32, 32)).logits.sum().backward()
+    sum(answer.square().sum() for answer in answers(net, torch.randn(2, 3, 32, 32))).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     torch.manual_seed(1)
     assert tiny.same(dict(build(name, K).named_parameters()), dict(net.named_parameters()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pupil.models import NETWORKS
+from pupil.models.resnet_branches import MultiBranch
 from pupil.net import Net
 from tests.reference.golden import Case, difference, listings
 
@@ -55,6 +56,8 @@ OURS = {  # repository -> its constructor -> our network
     | FOUR_STAGES
     | PRE_ACT
     | ALWAYS_BN
+    | {f"vgg{n}-imagenet": f"spot_vgg{n}_imagenet" for n in (8, 11, 13, 16, 19)}
+    | {name: name for name in ("resnet32_gl", "resnet110_gl", "wide_resnet20_8_gl")}
     | {"MobileNetV2": "MobileNetV2_1_0", "ShuffleNetV1": "ShuffleV1", "ShuffleNetV2": "ShuffleV2"},
     "ClassSpecialization-CSKD": CSKD,
     "REFILLED": REFILLED,
@@ -181,7 +184,13 @@ def evaluated(net: Net, images: Tensor, case: Case) -> dict[str, Any]:
     }
     first = first_tap(case)
     pooled = f.embedding.reshape(*case.arrays.get("pooled_shape", f.embedding.shape))  # some keep two dimensions of 1
-    tensors = {f"feat_{i}": tap for i, tap in enumerate(f.taps[first:])} | {"pooled": pooled, "pooled_returned": f.embedding}
+    flat = case.meta["constructor"].endswith("-imagenet")  # the authors' embedding is the pooled map
+    taps = (*f.taps[:-1], f.last.flatten(1)) if flat else f.taps
+    tensors = {f"feat_{i}": tap for i, tap in enumerate(taps[first:])} | {"pooled": pooled, "pooled_returned": f.embedding}
+    if isinstance(net, MultiBranch):
+        branches = net.branches(images)
+        assert torch.equal(branches.logits, f.logits)
+        tensors |= {"out_pro": branches.peers, "out_x_m": branches.mixed}
     tensors |= {f"preact_{i}": pre for i, pre in enumerate((f.stem, *f.pre)[first:])}
     for name, tensor in tensors.items():
         a = tensor.detach()

@@ -22,6 +22,8 @@ from pupil.net import Net
 from pupil.types import UserError
 
 LIBRARIES = ("torchvision", "timm")
+HOME = Path(os.environ.get("DVC_ROOT", Path(__file__).resolve().parents[3]))  # the checkout
+WATCHED = "networks"  # the folder that the stages of dvc.yaml depend on
 
 
 def is_external(name: str) -> bool:
@@ -75,23 +77,30 @@ def library_module(name: str) -> Any:
 
 
 def from_torchvision(model: str, num_classes: int, image_size: int) -> nn.Module:
-    options: dict[str, Any] = {"image_size": image_size} if model.startswith("vit_") else {}
-    if model in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
+    given = options(f"torchvision/{model}", image_size)
     try:
-        return library_module("torchvision").models.get_model(model, weights=None, num_classes=num_classes, **options)
+        return library_module("torchvision").models.get_model(model, weights=None, num_classes=num_classes, **given)
     except Exception as e:  # what it has against this size
         raise UserError(f"torchvision/{model} cannot be built for images of {image_size} pixels: {one_line(e)}") from None
 
 
 def from_timm(model: str, num_classes: int, image_size: int) -> nn.Module:
-    timm = library_module("timm")
-    cfg = timm.get_pretrained_cfg(model)
-    options = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    given = options(f"timm/{model}", image_size)
     try:
-        return timm.create_model(model, num_classes=num_classes, **options)
+        return library_module("timm").create_model(model, num_classes=num_classes, **given)
     except Exception as e:  # what it has against this size
         raise UserError(f"timm/{model} cannot be built for images of {image_size} pixels: {one_line(e)}") from None
+
+
+def options(name: str, image_size: int) -> dict[str, Any]:
+    """What a library's constructor is given beside the number of classes."""
+    library, _, model = name.partition("/")
+    if library == "timm":
+        cfg = library_module("timm").get_pretrained_cfg(model)
+        return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    if model in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    return {"image_size": image_size} if model.startswith("vit_") else {}
 
 
 def own(name: str, num_classes: int) -> nn.Module:
@@ -123,12 +132,25 @@ def factory(name: str) -> Callable[[int], Any]:
     return found
 
 
-def from_file(path: str) -> ModuleType:
+def unwatched(name: str) -> str | None:
+    """What to say of one's own file that DVC does not watch; None where there is nothing to say."""
+    where = name.rpartition(":")[0]
+    if not where.endswith(".py"):
+        return None
+    seen = (HOME / WATCHED).resolve() in find_file(where).resolve().parents
+    return None if seen else f"dvc does not see changes of {where}: move it to {WATCHED}/"
+
+
+def find_file(path: str) -> Path:
     """A path from the working folder, else from the checkout."""
-    home = Path(os.environ.get("DVC_ROOT", Path(__file__).resolve().parents[3]))
-    file = next((f for f in (Path(path), home / path) if f.is_file()), None)
+    file = next((f for f in (Path(path), HOME / path) if f.is_file()), None)
     if file is None:
         raise UserError(f"there is no file {path!r}; write path/to/file.py:function or package.module:function")
+    return file
+
+
+def from_file(path: str) -> ModuleType:
+    file = find_file(path)
     spec = importlib.util.spec_from_file_location(f"pupil_own_{file.stem}", file.resolve())
     assert spec is not None
     assert spec.loader is not None

@@ -7,37 +7,16 @@ that map before it.  Deviation: the pool before the head adapts to any input siz
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from pupil.models.resnet import BasicBlock
-from pupil.net import Net, Stage
+from pupil.models import residual
+from pupil.models.residual import BasicBlock, Block, Bottleneck, initialised, stage
+from pupil.net import Net
 
 Depths = tuple[int, int, int, int]  # blocks in each stage
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut; `inner` channels in the 3x3; the last block of a stage leaves its ReLU to the stage."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int, last: bool, inner: int, groups: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, c_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(c_out)
-        self.relu = nn.ReLU(inplace=True)
-        self.out = nn.Identity() if last else nn.ReLU(inplace=True)
-        same = stride == 1 and c_in == c_out
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
-        return self.out(self.bn3(self.conv3(h)) + shortcut)
 
 
 def plain(depths: Depths, num_classes: int, *, widen: int = 1, pool_in_stem: bool = True) -> Net:
@@ -52,34 +31,22 @@ def bottleneck(depths: Depths, num_classes: int, *, groups: int = 1, inner: int 
     return assembled(depths, [256 * 2**g for g in range(4)], blocks, num_classes, pool_in_stem)
 
 
-def assembled(
-    depths: Depths, widths: Sequence[int], blocks: Sequence[Callable[..., nn.Module]], num_classes: int, pool_in_stem: bool
-) -> Net:
+def assembled(depths: Depths, widths: Sequence[int], blocks: Sequence[Block], num_classes: int, pool_in_stem: bool) -> Net:
     """`blocks`: what builds the blocks of each stage.  The max-pool ends the stem or begins the first stage."""
-    pool = nn.MaxPool2d(3, 2, 1)
+    pool, nothing = nn.MaxPool2d(3, 2, 1), nn.Identity()
     stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    entries = [pool, nothing, nothing, nothing]
     if pool_in_stem:
         stem.append(pool)
-    stages, c_in = [], 64
-    for g, (n, c_out, block) in enumerate(zip(depths, widths, blocks, strict=True)):
-        first = block(c_in, c_out, 1 if g == 0 else 2, last=n == 1)
-        rest = (block(c_out, c_out, 1, last=i == n - 1) for i in range(1, n))
-        entry = nn.Identity() if g > 0 or pool_in_stem else pool
-        stages.append(Stage(entry, first, *rest, act=nn.ReLU()))
-        c_in = c_out
-    net = Net(stem, stages, nn.Linear(c_in, num_classes))
-    for m in net.modules():
-        if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-    return net
+        entries[0] = nothing
+    shapes = zip(blocks, depths, (64, *widths), widths, (1, 2, 2, 2), entries, strict=False)
+    return initialised(Net(stem, [stage(*shape) for shape in shapes], nn.Linear(widths[-1], num_classes)))
 
 
 def published_key(key: str) -> str:
-    """The key of a tensor in the authors' checkpoints, and torchvision's -> ours."""
-    key = re.sub(r"^conv1\.", "stem.0.", key)
-    key = re.sub(r"^bn1\.", "stem.1.", key)
-    key = re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) + 1}.", key)
-    return re.sub(r"^fc\.", "head.", key)
+    """The key of a tensor in the authors' checkpoints, and torchvision's -> ours, whose blocks come after the entry."""
+    key = residual.published_key(key)
+    return re.sub(r"^(stages\.\d\.blocks)\.(\d+)\.", lambda m: f"{m[1]}.{int(m[2]) + 1}.", key)
 
 
 D10, D18, D26, D34 = (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3), (3, 4, 6, 3)

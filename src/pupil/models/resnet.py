@@ -6,58 +6,20 @@ resnet14x2, wrn_40_2 resnet38x2, wrn_16_4 resnet14x4, wrn_40_4 resnet38x4; the r
 Deviation: the pool adapts to any input size (the authors' is a fixed 8x8).
 """
 
-import re
+from torch import nn
 
-from torch import Tensor, nn
-
-from pupil.net import Net, Stage
+from pupil.models.residual import BasicBlock, initialised, small_stem, stage
+from pupil.models.residual import published_key as published_key
+from pupil.net import Net
 
 Widths = tuple[int, int, int, int]  # stem, stages 1 to 3
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the last block of a stage leaves its ReLU to the stage."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int, last: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.relu = nn.ReLU(inplace=True)
-        self.out = nn.Identity() if last else nn.ReLU(inplace=True)
-        same = stride == 1 and c_in == c_out
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.out(h + shortcut)
-
-
 def resnet(n: int, widths: Widths, num_classes: int) -> Net:
     """A ResNet of depth 6n+2."""
-    stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-    stages = [
-        Stage(
-            *(BasicBlock(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, last=i == n - 1) for i in range(n)),
-            act=nn.ReLU(),
-        )
-        for c_in, c_out, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
-    ]
-    net = Net(stem, stages, nn.Linear(widths[-1], num_classes))
-    for m in net.modules():
-        if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-    return net
-
-
-def published_key(key: str) -> str:
-    """The key of a tensor in the authors' checkpoints -> ours."""
-    key = re.sub(r"^conv1\.", "stem.0.", key)
-    key = re.sub(r"^bn1\.", "stem.1.", key)
-    key = re.sub(r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.", key)
-    return re.sub(r"^fc\.", "head.", key)
+    shapes = zip(widths, widths[1:], (1, 2, 2), strict=False)
+    stem, stages = small_stem(widths[0]), [stage(BasicBlock, n, *shape) for shape in shapes]
+    return initialised(Net(stem, stages, nn.Linear(widths[-1], num_classes)))
 
 
 X1: Widths = (16, 16, 32, 64)

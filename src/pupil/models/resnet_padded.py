@@ -6,8 +6,9 @@ channels with zeros, half of them on each side.  Initialisation: torch's own.
 
 from torch import Tensor, nn
 
-from pupil.models import resnet
-from pupil.net import Net, Stage
+from pupil.models.residual import BasicBlock, small_stem, stage
+from pupil.models.residual import published_key as published_key
+from pupil.net import Net
 
 
 class PadChannels(nn.Module):
@@ -21,7 +22,7 @@ class PadChannels(nn.Module):
         return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
 
 
-class PaddedBlock(resnet.BasicBlock):
+class PaddedBlock(BasicBlock):
     def __init__(self, c_in: int, c_out: int, stride: int, last: bool) -> None:
         super().__init__(c_in, c_out, stride, last)
         if self.downsample is not None:
@@ -30,21 +31,9 @@ class PaddedBlock(resnet.BasicBlock):
 
 def resnet_padded(n: int, num_classes: int) -> Net:
     """A ResNet of depth 6n+2."""
-    stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    stages = [
-        Stage(
-            PaddedBlock(c_in, c_out, stride, last=n == 1),
-            *(PaddedBlock(c_out, c_out, 1, last=i == n - 1) for i in range(1, n)),
-            act=nn.ReLU(),
-        )
-        for c_in, c_out, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
-    ]
+    shapes = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+    stem, stages = small_stem(16), [stage(PaddedBlock, n, *shape) for shape in shapes]
     return Net(stem, stages, nn.Linear(64, num_classes))
-
-
-def published_key(key: str) -> str:
-    """The key of a tensor in the authors' checkpoints -> ours."""
-    return resnet.published_key(key)
 
 
 def refilled_resnet20(num_classes: int) -> Net:

@@ -54,14 +54,26 @@ def classifier(name: str, network: nn.Module, graph: fx.Graph, num_classes: int)
     node = output.args[0]
     while isinstance(node, fx.Node) and node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        if isinstance(module, nn.Linear) and isinstance(node.args[0], fx.Node) and module.bias is not None:
+        if isinstance(module, nn.Linear) and isinstance(node.args[0], fx.Node):
             return str(node.target), node.args[0]
         if not isinstance(module, nn.Identity):
             break
         node = node.args[0]
     ends = "several outputs" if not isinstance(node, fx.Node) else place(node)
     raise UserError(
-        f"{name} must end in one linear layer with bias, its classifier of {num_classes} classes; it ends in {ends}"
+        f"{name} must end in one linear layer, its classifier of {num_classes} classes; it ends in {ends}"
+        f"{by_convolution(network)}"
+    )
+
+
+def by_convolution(network: nn.Module) -> str:
+    """What to do about a classifier that is a 1x1 convolution before the pool; nothing where the last layer is no such."""
+    weighty = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if not weighty or not isinstance(weighty[-1], nn.Conv2d):
+        return ""
+    return (
+        f", after a convolution of {weighty[-1].out_channels} channels; wrap it in a function of your own that pools,"
+        f" flattens and ends in nn.Linear({weighty[-1].in_channels}, classes) (see networks/README.md)"
     )
 
 

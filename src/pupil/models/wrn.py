@@ -7,6 +7,7 @@ gives is that stage's pre-activation, computed once.  Deviation: the pool adapts
 
 import math
 import re
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -31,18 +32,27 @@ class PreActBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(a))
 
 
-def wrn(n: int, k: int, num_classes: int) -> Net:
-    """A WRN of depth 6n+4 and width factor k."""
+Block = Callable[..., nn.Module]  # of c_in, c_out, stride, entry
+
+
+def assembled(
+    n: int, k: int, num_classes: int, block: Block, *, bias: bool = False, kind: type[Stage] = Stage, momentum: float = 0.1
+) -> Net:
+    """A WRN of depth 6n+4 and width factor k; `kind`: of the stages before the last; `momentum`: of the final norm."""
     widths = (16, 16 * k, 32 * k, 64 * k)
     stages = [
-        Stage(
-            *(PreActBlock(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, entry=g == 0 or i > 0) for i in range(n)),
-            norm=nn.BatchNorm2d(c_out),
+        (Stage if g == 2 else kind)(
+            *(block(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, entry=g == 0 or i > 0) for i in range(n)),
+            norm=nn.BatchNorm2d(c_out, momentum=momentum if g == 2 else 0.1),
             act=nn.ReLU(),
         )
         for g, (c_in, c_out, stride) in enumerate(zip(widths, widths[1:], (1, 2, 2), strict=False))
     ]
-    net = Net(nn.Conv2d(3, 16, 3, 1, 1, bias=False), stages, nn.Linear(widths[-1], num_classes))
+    return Net(nn.Conv2d(3, 16, 3, 1, 1, bias=bias), stages, nn.Linear(widths[-1], num_classes))
+
+
+def wrn(n: int, k: int, num_classes: int) -> Net:
+    net = assembled(n, k, num_classes, PreActBlock)
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, 0, math.sqrt(2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)))
@@ -51,13 +61,13 @@ def wrn(n: int, k: int, num_classes: int) -> Net:
 
 
 def published_key(key: str) -> str:
-    """The key of a tensor in the authors' checkpoints -> ours."""
+    """The key of a tensor in checkpoints (RepDistiller: blockN.layer; CSKD, REFILLED: layerN) -> ours."""
     key = re.sub(r"^conv1\.", "stem.", key)
-    key = re.sub(r"^block([23])\.layer\.0\.bn1\.", lambda m: f"stages.{int(m[1]) - 2}.norm.", key)
-    key = re.sub(r"^bn1\.", "stages.2.norm.", key)
-    key = re.sub(r"^block(\d)\.layer\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.", key)
-    key = key.replace("convShortcut.", "shortcut.")
-    return re.sub(r"^fc\.", "head.", key)
+    key = re.sub(r"^(?:block(\d)\.layer|layer(\d))\.", lambda m: f"stages.{int(m[1] or m[2]) - 1}.blocks.", key)
+    key = re.sub(r"^stages\.([12])\.blocks\.0\.bn1\.", lambda m: f"stages.{int(m[1]) - 1}.norm.", key)
+    key = re.sub(r"^bn1?\.", "stages.2.norm.", key)
+    key = re.sub(r"\.(convShortcut|shortcut\.0)\.", ".shortcut.", key)
+    return re.sub(r"^(fc|linear)\.", "head.", key)
 
 
 def wrn_16_1(num_classes: int) -> Net:

@@ -6,11 +6,12 @@ momentum 0.9; from each other in the place of the dropout.  Initialisation: torc
 to any input size, and the maps before a ReLU, which the authors' code cannot give, are those of `wrn`.
 """
 
-import re
 from functools import partial
 
 from torch import Tensor, nn
 
+from pupil.models.wrn import assembled
+from pupil.models.wrn import published_key as published_key
 from pupil.net import Net, Stage
 
 Pair = tuple[Tensor, Tensor]  # a signed map; act(norm(map))
@@ -54,25 +55,8 @@ class PairStage(Stage):
 
 def wrn_biased(n: int, k: int, num_classes: int, drop_before_norm: float = 0.0, drop_after_relu: float = 0.0) -> Net:
     """A WRN of depth 6n+4 and width factor k; dropout is by element, after `conv1` or after the ReLU of `bn2`."""
-    widths = (16, 16 * k, 32 * k, 64 * k)
-    stages = []
-    for g, (c_in, c_out, stride) in enumerate(zip(widths, widths[1:], (1, 2, 2), strict=False)):
-        block = partial(BiasedBlock, drop_before_norm=drop_before_norm, drop_after_relu=drop_after_relu)
-        first = block(c_in, c_out, stride, entry=g == 0)
-        rest = (block(c_out, c_out, 1, entry=True) for _ in range(n - 1))
-        kind, momentum = (Stage, 0.9) if g == 2 else (PairStage, 0.1)
-        stages.append(kind(first, *rest, norm=nn.BatchNorm2d(c_out, momentum=momentum), act=nn.ReLU()))
-    return Net(nn.Conv2d(3, 16, 3, 1, 1), stages, nn.Linear(widths[-1], num_classes))
-
-
-def published_key(key: str) -> str:
-    """The key of a tensor in the authors' checkpoints (CSKD: `linear`, final `bn1`; REFILLED: `fc`, `bn`) -> ours."""
-    key = re.sub(r"^conv1\.", "stem.", key)
-    key = re.sub(r"^layer([23])\.0\.bn1\.", lambda m: f"stages.{int(m[1]) - 2}.norm.", key)
-    key = re.sub(r"^bn1?\.", "stages.2.norm.", key)
-    key = re.sub(r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.", key)
-    key = key.replace(".shortcut.0.", ".shortcut.")
-    return re.sub(r"^(linear|fc)\.", "head.", key)
+    block = partial(BiasedBlock, drop_before_norm=drop_before_norm, drop_after_relu=drop_after_relu)
+    return assembled(n, k, num_classes, block, bias=True, kind=PairStage, momentum=0.9)
 
 
 def cskd_wrn_16_1(num_classes: int) -> Net:
