@@ -22,7 +22,7 @@ class Data:
     path: str | None = None  # where the images are: a folder, .zip or .tar.gz; where downloads are kept (None: "downloads")
     test_path: str | None = None  # folder: the test images, where they are a folder or .zip of their own
     image_size: int = 32  # pixels, square
-    train_images: int | None = None  # None: all that is left; else a stratified draw
+    train_images: int | None = None  # None: all that is left; else a stratified draw (from the teachers' classes as well)
     per_class: int | None = None  # so many training images of each class, instead of train_images
     val_images: int | None = None  # taken from the training data, stratified; None: 10 % of it
     test_images: int | None = None  # None: all; without a test split: 20 % held out (digits: all but train and val)
@@ -31,6 +31,10 @@ class Data:
     classes: int | tuple[int | str, ...] | None = (
         None  # None: all; indices or names, labels become 0.. in this order; n: CSKD's
     )
+    relabel: str = "right"  # right | cskd: as CSKD's code renumbers CIFAR and CUB, which merges some of `classes`
+    teacher_classes: int | str | tuple[int | str, ...] | None = None  # None: those of `classes`; "all"; else like `classes`
+    overlap: float | None = None  # instead of both: teachers learn the first half of the classes, students the second, with
+    # this share of it replaced by the teachers' classes
     unreadable: str = "stop"  # stop | drop: what to do about images that cannot be read
     pad: int | None = None  # random crop after this zero padding, pixels; None: the source's own recipe
     flip: bool | None = None  # random horizontal flip; None: the source's own recipe

@@ -43,7 +43,7 @@ def read(tree: Tree, files: list[str], size: int, ids: Tensor, tick: Tick) -> Im
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        fetch = opener(tree, stack)
+        fetch = opener(tree)
         workers = stack.enter_context(ThreadPoolExecutor())
         spans = [slice(i, i + BLOCK) for i in range(0, len(names), BLOCK)]
         jobs = (partial(decode_block, fetch, names[span], target[span], shapes[span]) for span in spans)

@@ -4,7 +4,6 @@ Of each class the images are put in a random order once; test takes the first, v
 change of `train_images` alone leaves val and test as they are, and a smaller training set is a part of a larger one.
 """
 
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
@@ -18,47 +17,6 @@ from pupil.types import UserError
 class Drawn(NamedTuple):
     home: str  # the source's split: train | val | test
     ids: Tensor  # (n,) int64, ascending positions in it
-
-
-def class_indices(config: Data, names: tuple[str, ...]) -> list[int]:
-    """The source's index of each class, in the order of the new labels."""
-    if config.classes is None:
-        return list(range(len(names)))
-    if isinstance(config.classes, int):
-        return cskd_classes(config.classes, len(names))
-    chosen = [class_index(given, names) for given in config.classes]
-    twice = [names[k] for k in dict.fromkeys(chosen) if chosen.count(k) > 1]
-    if twice:
-        raise UserError(f"data.classes names class {twice[0]!r} twice; each may be there once")
-    if len(chosen) < 2:
-        raise UserError(f"data.classes is {list(config.classes)}: 2 classes or more are needed")
-    return chosen
-
-
-def cskd_classes(n: int, of: int) -> list[int]:
-    """The first n of the permutation of CSKD (Wang, Rhodes, Feng, ACCV 2022), whose seed is always 0.
-
-    Labels are 0.. in this order; their code merges some classes while it renumbers CIFAR and CUB, this does not.
-    """
-    if not 2 <= n <= of:
-        raise UserError(f"data.classes is {n}: a number of classes is from 2 to {of}; for class {n} alone write a list")
-    return np.random.default_rng(0).permutation(of)[:n].tolist()
-
-
-def class_index(given: int | str, names: tuple[str, ...]) -> int:
-    if isinstance(given, str):
-        if given in names:
-            return names.index(given)
-        near = get_close_matches(given, names, 1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"the classes are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-        )
-        raise UserError(f"data.classes: there is no class {given!r}; {hint}")
-    if not 0 <= given < len(names):
-        raise UserError(f"data.classes: class {given} of {len(names)}; indices are 0 to {len(names) - 1}")
-    return given
 
 
 def draw(config: Data, content: Content, chosen: list[int]) -> dict[str, Drawn]:
@@ -92,9 +50,7 @@ def draw(config: Data, content: Content, chosen: list[int]) -> dict[str, Drawn]:
 
 def least_per_class(config: Data, part: str) -> int:
     """How many images of each class a split cannot do without."""
-    if part == "train" and config.per_class is not None:
-        return config.per_class
-    return config.folds - 1 if part == "train" and config.folds is not None else 1
+    return max(config.per_class or 1, (config.folds or 2) - 1) if part == "train" else 1
 
 
 def shuffled_members(pool: Pool, chosen: list[int], generator: torch.Generator) -> list[Tensor]:
@@ -167,6 +123,8 @@ def deal_folds(config: Data, members: list[Tensor], parts: list[str], folds: int
     val = torch.cat([ids[mine] for ids, mine in zip(members, fold, strict=True)]).sort().values
     rest = [ids[~mine] for ids, mine in zip(members, fold, strict=True)]
     left = sum(map(len, rest))
+    if config.per_class is not None and (least := min(map(len, rest))) < config.per_class:
+        raise UserError(f"data.per_class is {config.per_class}: fold {config.fold} leaves {least} images of a class; lower it")
     size = left if config.train_images is None else config.train_images
     if not len(members) <= size <= left:
         raise UserError(

@@ -1,23 +1,47 @@
-"""Reads the images that were drawn, and leaves out those that cannot be read."""
+"""Reads the images that were drawn into one file per split, a block at a time, without those that cannot be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pupil.data.base import Content
+from pupil.data.base import Content, Data
+from pupil.data.classes import Labelling
 from pupil.data.draw import Drawn
+from pupil.data.files import Writer
 from pupil.data.report import Seen
 from pupil.types import UserError
 
-Arrays = dict[str, Tensor]  # images, labels, source_ids
+BLOCK = 1 << 24  # bytes of pixels in memory at once
 Progress = Callable[[int, int], None]  # images read, of how many
 
 
+class Gathered(NamedTuple):
+    """Of one split, what went into its file."""
+
+    seen: Seen
+    labels: Tensor  # (n,) int64
+    sha256: str  # of images, labels and ids
+
+
+class Reading(NamedTuple):
+    folders: dict[str, dict[str, Gathered]]  # folder -> split -> what is there
+    unreadable: list[str]  # name and reason of each image left out
+    levels: Tensor  # (3, 256) int64, how often each value is there in each channel of all training images
+
+
 def read(
-    content: Content, drawn: dict[str, Drawn], chosen: list[int], progress: Progress
-) -> tuple[dict[str, Arrays], dict[str, Seen]]:
-    """All images of all splits, the labels 0.. in the order of `chosen`, and what was seen on the way."""
+    config: Data,
+    content: Content,
+    drawn: dict[str, Drawn],
+    chosen: list[int],
+    folders: Mapping[str, Labelling],
+    out: Path,
+    progress: Progress,
+) -> Reading:
+    """Writes out/<folder>/<split>.safetensors for every folder, each with its own part and labels of the classes `chosen`."""
     total, done = sum(len(d.ids) for d in drawn.values()), 0
 
     def tick(number: int) -> None:
@@ -28,16 +52,42 @@ def read(
     relabel = torch.full((len(content.classes),), -1)
     relabel[chosen] = torch.arange(len(chosen))
     pools = {"train": content.train, "val": content.val, "test": content.test}
-    splits: dict[str, Arrays] = {}
-    seen: dict[str, Seen] = {}
+    found = Reading({folder: {} for folder in folders}, [], torch.zeros(3, 256, dtype=torch.int64))
+    present: dict[str, Tensor] = {}  # split -> number of readable images of each class
     for name, (home, ids) in drawn.items():
         pool = pools[home]
         assert pool is not None, "drawn from a split that is there"
-        images = pool.read(ids, tick)
-        splits[name] = {"images": images.pixels, "labels": relabel[pool.labels[ids]], "source_ids": ids}
         names = [f"{home} {i}" if pool.names is None else pool.names[i] for i in ids.tolist()]
-        seen[name] = Seen(names, images.sizes, images.marks, images.unreadable)
-    return splits, seen
+        classes, fine = relabel[pool.labels[ids]], torch.ones(len(ids), dtype=torch.bool)
+        sizes, marks = torch.zeros(len(ids), 2, dtype=torch.int64), []
+        labels = {folder: mine.labels[classes] for folder, mine in folders.items()}
+        writers = {folder: Writer(out / folder / f"{name}.safetensors", len(ids), config.image_size) for folder in folders}
+        for block in torch.arange(len(ids)).split(max(1, BLOCK // (3 * config.image_size**2))):
+            images = pool.read(ids[block], tick)
+            sizes[block] = images.sizes
+            marks += images.marks
+            for i, reason in images.unreadable.items():
+                fine[block[i]] = False
+                found.unreadable.append(f"{names[block[i]]} ({reason})")
+            for folder, writer in writers.items():
+                writer.add(part(images.pixels, fine[block] & (labels[folder][block] >= 0)))
+            if name == "train":
+                found.levels.add_(histogram(part(images.pixels, fine[block])))
+        present[name] = classes[fine].bincount(minlength=len(chosen))
+        for folder, writer in writers.items():
+            kept = (fine & (labels[folder] >= 0)).nonzero().flatten()
+            seen = Seen([names[i] for i in kept], sizes[kept], [marks[i] for i in kept])
+            digest = writer.finish(labels[folder][kept], ids[kept])
+            found.folders[folder][name] = Gathered(seen, labels[folder][kept], digest)
+    if config.unreadable == "stop" and found.unreadable:
+        raise UserError(
+            f"cannot read {told(found.unreadable)}; mend or remove what is damaged, or leave it out with data.unreadable=drop"
+        )
+    for name, counts in present.items():
+        for k in (counts == 0).nonzero().flatten().tolist():
+            lost = content.classes[chosen[k]]
+            raise UserError(f"no image of class {lost!r} for {name} can be read; mend its files or leave it out")
+    return found
 
 
 def told(unreadable: list[str]) -> str:
@@ -47,15 +97,13 @@ def told(unreadable: list[str]) -> str:
     return f"{len(unreadable)} images: {', '.join(unreadable[:5])}{more}"
 
 
-def drop(splits: dict[str, Arrays], seen: dict[str, Seen], classes: list[str]) -> tuple[dict[str, Arrays], dict[str, Seen]]:
-    """Without the images that could not be read."""
-    kept, left = {}, {}
-    for name, arrays in splits.items():
-        s = seen[name]
-        fine = [i for i in range(len(s.names)) if i not in s.unreadable]
-        kept[name] = {key: value[fine] for key, value in arrays.items()} if s.unreadable else arrays
-        left[name] = s._replace(names=[s.names[i] for i in fine], sizes=s.sizes[fine], marks=[s.marks[i] for i in fine])
-        empty = (kept[name]["labels"].bincount(minlength=len(classes)) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise UserError(f"no image of class {classes[empty[0]]!r} for {name} can be read; mend its files or leave it out")
-    return kept, left
+def part(pixels: Tensor, wanted: Tensor) -> Tensor:
+    return pixels if wanted.all() else pixels[wanted]
+
+
+def histogram(images: Tensor) -> Tensor:
+    """(n, 3, S, S) uint8 -> (3, 256) int64."""
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for block in images.split(max(1, (1 << 20) // images.shape[-1] ** 2)):
+        counts += torch.stack([block[:, c].flatten().bincount(minlength=256) for c in range(3)])
+    return counts

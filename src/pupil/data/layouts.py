@@ -4,17 +4,19 @@ Which image is whose is read from the set's own lists where it has them; a liste
 damaged one.  Images are kept at `image_size` (centre square): the original random resized crops are not drawn.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
-from pupil.data.base import Content, Data
+from pupil.data.base import Content, Data, Pool
 from pupil.data.decode import as_pool
 from pupil.data.folder import content_of, find_splits
 from pupil.data.tree import Tree, lines_of, list_tree
 from pupil.types import UserError
 
 Listed = list[tuple[str, str]]  # file in the tree, name of its class
+ANNOTATIONS = "val/val_annotations.txt"
 
 WANTED = {
     "tiny_imagenet": "tiny-imagenet-200.zip from http://cs231n.stanford.edu/tiny-imagenet-200.zip, or its folder "
@@ -30,14 +32,50 @@ WANTED = {
 
 def tiny_imagenet(config: Data) -> Content:
     """Classes are the sorted WordNet ids; `val` is the test split, as in the papers."""
-    tree, where = find(config, "tiny_imagenet", "val/val_annotations.txt")
+    tree, where = find(config, "tiny_imagenet", ANNOTATIONS)
+    classes, train, val = tiny_imagenet_lists(config, tree, where)
+    return content(config, tree, classes, train, val)
+
+
+def tiny_imagenet_cskd(config: Data) -> Content:
+    """As CSKD halves `val`: of each class the first 25 of 50 validate, the others test; here in the order of their names."""
+    tree, where = find(config, "tiny_imagenet", ANNOTATIONS)
+    classes, train, val = tiny_imagenet_lists(config, tree, where)
+    return halved(config, tree, classes, train, sorted(val))
+
+
+def tiny_imagenet_cskd_glob(config: Data) -> Content:
+    """The same halves in the order in which the file system lists `val/images`, which differs from machine to machine."""
+    tree, where = find(config, "tiny_imagenet", ANNOTATIONS)
+    classes, train, val = tiny_imagenet_lists(config, tree, where)
+    if not tree.path.is_dir():
+        raise UserError(
+            f"data.path is {config.path!r}: {config.name} follows the order of a folder's listing, an archive has none; "
+            "unpack it, or use tiny_imagenet_cskd, whose halves are the same everywhere"
+        )
+    listing = (tree.path / where / "val/images").iterdir()
+    place = {f"{where}val/images/{path.name}": i for i, path in enumerate(listing)}
+    return halved(config, tree, classes, train, sorted(val, key=lambda row: place.get(row[0], len(place))))
+
+
+def halved(config: Data, tree: Tree, classes: Sequence[str], train: Listed, val: Listed) -> Content:
+    """The first half of each class's `val` in the order given validates, what follows tests."""
+    members: dict[str, Listed] = defaultdict(list)
+    for row in val:
+        members[row[1]].append(row)
+    halves = [[row for rows in members.values() for row in rows[: len(rows) // 2]]]
+    halves += [[row for rows in members.values() for row in rows[len(rows) // 2 :]]]
+    found = content(config, tree, classes, train, halves[1])
+    return found._replace(val=pool_of(config, tree, classes, halves[0]))
+
+
+def tiny_imagenet_lists(config: Data, tree: Tree, where: str) -> tuple[list[str], Listed, Listed]:
+    """Classes, training images, `val`."""
     start = len(f"{where}train/")
     train = [name for name in tree.files if name.startswith(f"{where}train/") and "/" in name[start:]]
     listed = [(name, name[start:].split("/")[0]) for name in train]
-    rows = fields(config, [line.split()[:2] for line in lines_of(tree, f"{where}val/val_annotations.txt")])
-    return content(
-        config, tree, sorted({wnid for _, wnid in listed}), listed, [(f"{where}val/images/{file}", wnid) for file, wnid in rows]
-    )
+    rows = fields(config, [line.split()[:2] for line in lines_of(tree, where + ANNOTATIONS)])
+    return sorted({wnid for _, wnid in listed}), listed, [(f"{where}val/images/{file}", wnid) for file, wnid in rows]
 
 
 def cub200(config: Data) -> Content:
@@ -113,12 +151,14 @@ def fields(config: Data, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]
 
 def content(config: Data, tree: Tree, classes: Sequence[str], train: Listed, test: Listed) -> Content:
     """Labels are positions in `classes`."""
+    train_pool, test_pool = (pool_of(config, tree, classes, part) for part in (train, test))
+    return Content(tuple(classes), train=train_pool, test=test_pool, fingerprint=tree.fingerprint)
+
+
+def pool_of(config: Data, tree: Tree, classes: Sequence[str], part: Listed) -> Pool:
     index = {name: k for k, name in enumerate(classes)}
-    for file, name in (*train, *test):
+    for file, name in part:
         if name not in index:
             raise UserError(f"{config.path}: {file} is of class {name}, which has no training images; fetch the set again")
-    train_pool, test_pool = (
-        as_pool(tree, [file for file, _ in part], torch.tensor([index[name] for _, name in part]), config.image_size)
-        for part in (train, test)
-    )
-    return Content(tuple(classes), train=train_pool, test=test_pool, fingerprint=tree.fingerprint)
+    labels = torch.tensor([index[name] for _, name in part], dtype=torch.int64)
+    return as_pool(tree, [file for file, _ in part], labels, config.image_size)

@@ -2,6 +2,9 @@
 
 train.safetensors, val.safetensors, test.safetensors
     images (N, 3, S, S) uint8, labels (N,) int64, source_ids (N,) int64: position in the source's split
+teacher/
+    the same files of the teachers' classes, where they have others; their images come from the same draw, so that no
+    image is for training in one folder and for validation or testing in the other
 manifest.json
     classes, sizes, mean and std, augmentation, hashes and the settings it was prepared with
 report.json, report.txt, contact_sheet.png
@@ -11,34 +14,38 @@ report.json, report.txt, contact_sheet.png
 import hashlib
 import json
 import math
-import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pupil.arrays import save_arrays
 from pupil.data.base import Data, Source
-from pupil.data.draw import class_indices, draw
-from pupil.data.gather import Arrays, Progress, drop, read, told
-from pupil.data.report import Seen, write_report
+from pupil.data.classes import class_sets, labelling
+from pupil.data.draw import draw
+from pupil.data.files import Pixels, open_split, sha256
+from pupil.data.gather import Gathered, Progress, read
+from pupil.data.report import write_report
 from pupil.data.sources import SOURCES
 from pupil.types import UserError
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+TEACHER = "teacher"  # the folder of the teachers' own classes
 FILES = ("manifest.json", *(f"{name}.safetensors" for name in SPLITS))
+
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel, in units of 0..1
 
 
 class Prepared(NamedTuple):
     manifest: dict[str, Any]
-    splits: dict[str, tuple[Tensor, Tensor]]  # images (N, 3, H, W) uint8, labels (N,) int64
+    splits: dict[str, tuple[Tensor, Tensor]]  # images (N, 3, H, W) uint8, mapped from the file; labels (N,) int64
+    pixels: dict[str, Pixels]  # the same images, to be read in parts
 
 
 def silent(done: int, total: int) -> None:
@@ -56,25 +63,29 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
             f"{config.name} has {source.classes} classes, {config.path} has {len(content.classes)}: fetch what is missing, "
             "or use data.name=folder for a part of it"
         )
-    chosen = class_indices(config, content.classes)
-    drawn = draw(config, content, chosen)
-    check_memory(sum(len(d.ids) for d in drawn.values()), config.image_size)
-    names = [content.classes[k] for k in chosen]
-    splits, seen = read(content, drawn, chosen, progress)
-    unreadable = [f"{s.names[i]} ({reason})" for s in seen.values() for i, reason in s.unreadable.items()]
-    if unreadable:
-        if config.unreadable == "stop":
-            raise UserError(
-                f"cannot read {told(unreadable)}; mend or remove what is damaged, or leave it out with data.unreadable=drop"
-            )
-        splits, seen = drop(splits, seen, names)
-    facts = describe(config, source, names, splits)
-    facts |= {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": len(unreadable)}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    manifest = {**facts, "digest": digest, "fingerprint": content.fingerprint, "config": asdict(config)}
-    manifest = json.loads(json.dumps({**manifest, "unreadable": unreadable}))
-    write(out, manifest, splits, seen)
-    return manifest
+    sets = class_sets(config, content.classes)
+    ours = labelling(sets.student, sets, content.classes, config.relabel)
+    theirs = labelling(sets.teacher, sets, content.classes) if sets.apart else None
+    drawn = draw(config, content, sets.union)
+    folders = {"": ours} | ({} if theirs is None else {TEACHER: theirs})
+    with replacing(out, folders) as new:
+        check_disk(sum(len(d.ids) for d in drawn.values()) * len(folders), config.image_size, new)
+        reading = read(config, content, drawn, sets.union, folders, new, progress)
+        moments = source.statistics or statistics(reading.levels)
+        shared = {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": len(reading.unreadable)}
+        beside = {"fingerprint": content.fingerprint, "config": asdict(config), "unreadable": reading.unreadable}
+        beside |= {"teacher_classes": None if theirs is None else theirs.names}
+        manifests = {}
+        for folder, mine in folders.items():
+            found = reading.folders[folder]
+            facts = describe(config, source, mine.names, found, moments) | shared
+            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+            manifest = json.loads(json.dumps({**facts, "digest": digest, **beside}))
+            (new / folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            splits = {name: open_split(new / folder / f"{name}.safetensors") for name in found}
+            write_report(new / folder, manifest, splits, {name: part.seen for name, part in found.items()})
+            manifests[folder] = manifest
+    return manifests[""]
 
 
 def load(folder: Path) -> Prepared:
@@ -84,18 +95,19 @@ def load(folder: Path) -> Prepared:
         raise UserError(f"{folder} holds no prepared data ({missing[0]} is missing); prepare it")
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        found = {name: load_file(folder / f"{name}.safetensors") for name in SPLITS}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = {name: open_split(folder / f"{name}.safetensors") for name in SPLITS}
+    except ValueError as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and prepare it again") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found_version = manifest.get("version") if isinstance(manifest, dict) else None
         raise UserError(f"{folder} was prepared in format {found_version}, this is {VERSION}; prepare it again")
-    for name, arrays in found.items():
-        if sha256(arrays) != manifest["sha256"][name]:
+    for name in SPLITS:
+        if sha256(folder / f"{name}.safetensors") != manifest["sha256"][name]:
             raise UserError(
                 f"{folder / name}.safetensors is damaged: its SHA-256 is not that of manifest.json; prepare it again"
             )
-    return Prepared(manifest, {name: (arrays["images"], arrays["labels"]) for name, arrays in found.items()})
+    splits = {name: (split.images, split.labels) for name, split in found.items()}
+    return Prepared(manifest, splits, {name: split.pixels for name, split in found.items()})
 
 
 def check(config: Data) -> None:
@@ -108,13 +120,26 @@ def check(config: Data) -> None:
         value = getattr(config, key)
         if value is not None and value < least:
             raise UserError(f"data.{key} is {value}: {least} or more are needed")
+    if config.relabel not in ("right", "cskd"):
+        raise UserError(f"data.relabel is {config.relabel!r}: right, or cskd for the merged classes of CSKD's code")
+    if config.relabel == "cskd" and config.classes is None:
+        raise UserError("data.relabel=cskd renumbers the classes of data.classes, which is not given; give it or use right")
+    if isinstance(config.teacher_classes, str) and config.teacher_classes != "all":
+        raise UserError(f"data.teacher_classes is {config.teacher_classes!r}: all, a number, or a list such as [0, 1]")
+    if config.overlap is not None and not 0 <= config.overlap <= 1:
+        raise UserError(f"data.overlap is {config.overlap:g}: the share of the students' classes that teachers know, 0 to 1")
     if config.unreadable not in ("stop", "drop"):
         raise UserError(f"data.unreadable is {config.unreadable!r}: stop or drop")
     if (config.folds is None) != (config.fold is None):
         raise UserError("data.folds and data.fold go together: into how many parts, and which of them, 0.., is for validation")
     if config.folds is not None and config.fold is not None and config.fold >= config.folds:
         raise UserError(f"data.fold is {config.fold} of {config.folds}: folds are 0 to {config.folds - 1}")
-    for a, b in (("per_class", "train_images"), ("per_class", "folds"), ("folds", "val_images")):
+    for a, b in (
+        ("per_class", "train_images"),
+        ("folds", "val_images"),
+        ("overlap", "classes"),
+        ("overlap", "teacher_classes"),
+    ):
         if getattr(config, a) is not None and getattr(config, b) is not None:
             raise UserError(
                 f"data.{a} and data.{b} are both given ({getattr(config, a)}, {getattr(config, b)}); give one of them"
@@ -131,79 +156,62 @@ def check_place(out: Path) -> None:
         raise UserError(f"{out} is there and holds something else than prepared data; give another folder or move it away")
 
 
-def check_memory(images: int, size: int) -> None:
-    need, free = images * 3 * size * size, available_memory()
-    if need > 0.8 * free:
+def check_disk(images: int, size: int, folder: Path) -> None:
+    need, free = images * 3 * size * size, shutil.disk_usage(folder).free
+    if need > 0.95 * free:
         raise UserError(
-            f"{images} images of {size} x {size} pixels need {need / 1e9:.1f} GB of memory, more than 80 % of the "
-            f"{free / 1e9:.1f} GB available; lower data.image_size or data.train_images"
+            f"{images} images of {size} x {size} pixels need {need / 1e9:.1f} GB, the disk of {folder.parent.absolute()} "
+            f"has {free / 1e9:.1f} GB left; make room, or lower data.image_size or data.train_images"
         )
 
 
-def available_memory() -> int:
-    """Bytes.  Linux's own estimate, which counts the file cache as free; elsewhere all there is."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def describe(config: Data, source: Source, classes: list[str], splits: dict[str, Arrays]) -> dict[str, Any]:
+def describe(config: Data, source: Source, classes: list[str], found: dict[str, Gathered], moments: Moments) -> dict[str, Any]:
     """What the digest covers: all that decides the numbers a network sees, and no path."""
-    mean, std = source.statistics or statistics(splits["train"]["images"])
+    mean, std = moments
     pad, flip = source.augment
     return {
         "version": VERSION,
         "name": config.name,
         "classes": classes,
         "image_size": config.image_size,
-        "counts": {name: len(a["labels"]) for name, a in splits.items()},
-        "class_counts": {name: a["labels"].bincount(minlength=len(classes)).tolist() for name, a in splits.items()},
+        "counts": {name: len(part.labels) for name, part in found.items()},
+        "class_counts": {name: part.labels.bincount(minlength=len(classes)).tolist() for name, part in found.items()},
         "mean": mean,
         "std": std,
         "augment": {"pad": pad if config.pad is None else config.pad, "flip": flip if config.flip is None else config.flip},
-        "sha256": {name: sha256(arrays) for name, arrays in splits.items()},
+        "sha256": {name: part.sha256 for name, part in found.items()},
     }
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel in units of 0..1; std is 0.001 or more.
+def statistics(levels: Tensor) -> Moments:
+    """(3, 256) counts of each value -> mean and standard deviation per channel in units of 0..1; std is 0.001 or more.
 
-    Computed in integers from histograms: the same bits on every machine.
+    Computed in integers: the same bits on every machine.
     """
-    counts = torch.zeros(3, 256, dtype=torch.int64)
-    for block in images.split(4096):
-        counts += torch.stack([block[:, c].flatten().bincount(minlength=256) for c in range(3)])
     mean, std = [], []
-    for channel in counts.tolist():
+    for channel in levels.tolist():
         n, first, second = (sum(count * value**power for value, count in enumerate(channel)) for power in (0, 1, 2))
         mean.append(first / (255 * n))
         std.append(max(1e-3, math.sqrt((n * second - first**2) / (255 * n) ** 2)))
     return tuple(mean), tuple(std)
 
 
-def sha256(arrays: Arrays) -> str:
-    """Of the tensors' bytes: images, labels, source_ids."""
-    digest = hashlib.sha256()
-    for name in ("images", "labels", "source_ids"):
-        digest.update(arrays[name].flatten().numpy().data)
-    return digest.hexdigest()
-
-
-def write(out: Path, manifest: dict[str, Any], splits: dict[str, Arrays], seen: dict[str, Seen]) -> None:
-    """Beside `out` first, then renamed: no half-written folder is ever there."""
+@contextmanager
+def replacing(out: Path, folders: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end: no half-written folder is ever there."""
     new = out.with_name(f"{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
-        about = new / "manifest.json"
-        about.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        for name, arrays in splits.items():
-            save_arrays(new / f"{name}.safetensors", arrays)
-        write_report(new, manifest, splits, seen)
+        for folder in folders:
+            (new / folder).mkdir(parents=True)
+        yield new
         if out.exists():
             shutil.rmtree(out)
         new.rename(out)
-    finally:
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # another run may be in it by now
+            for folder in made:
+                folder.rmdir()
+        raise

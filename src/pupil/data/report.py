@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pupil.data.files import Split
+
+FILES = ("report.txt", "report.json", "contact_sheet.png")
 SHEET_CLASSES, SHEET_TRAIN, SHEET_TEST = 20, 10, 5  # rows, and columns of each split
 
 
@@ -24,12 +27,9 @@ class Seen(NamedTuple):
     names: list[str]
     sizes: Tensor  # (n, 2) int64, width and height as they were
     marks: list[bytes]  # hash of the pixels as they were
-    unreadable: dict[int, str]  # position -> reason, before anything was dropped
 
 
-def write_report(
-    folder: Path, manifest: Mapping[str, Any], splits: Mapping[str, Mapping[str, Tensor]], seen: Mapping[str, Seen]
-) -> None:
+def write_report(folder: Path, manifest: Mapping[str, Any], splits: Mapping[str, Split], seen: Mapping[str, Seen]) -> None:
     """The same bytes for the same images; without matplotlib there is no picture."""
     counts = manifest["class_counts"]
     report = {
@@ -41,7 +41,7 @@ def write_report(
         "native_sizes": native_sizes(torch.cat([s.sizes for s in seen.values()])),
         "dropped": manifest["dropped"],
         "unreadable": manifest["unreadable"],
-        "duplicates": duplicates(seen, {name: arrays["labels"] for name, arrays in splits.items()}),
+        "duplicates": duplicates(seen, {name: split.labels for name, split in splits.items()}),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report.txt").write_text(as_text(report), encoding="utf-8", errors="backslashreplace")
@@ -95,12 +95,12 @@ def as_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def contact_sheet(path: Path, classes: list[str], splits: Mapping[str, Mapping[str, Tensor]]) -> None:
+def contact_sheet(path: Path, classes: list[str], splits: Mapping[str, Split]) -> None:
     """A row per class: its first training images, then its first test images, as the networks get them."""
     from pupil.figures import canvas
 
     rows = sorted({round(i * (len(classes) - 1) / (SHEET_CLASSES - 1)) for i in range(SHEET_CLASSES)})
-    size = splits["train"]["images"].shape[-1]
+    size = splits["train"].pixels.shape[-1]
     step = size + max(1, size // 16)
     train, test = (mosaic(splits[name], rows, n, step) for name, n in (("train", SHEET_TRAIN), ("test", SHEET_TEST)))
     width, height = 1.7 + 0.55 * (SHEET_TRAIN + SHEET_TEST + 0.5), 0.4 + 0.55 * len(rows)
@@ -123,11 +123,11 @@ def contact_sheet(path: Path, classes: list[str], splits: Mapping[str, Mapping[s
         figure.savefig(path, metadata={"Software": None})
 
 
-def mosaic(arrays: Mapping[str, Tensor], rows: list[int], columns: int, step: int) -> Tensor:
+def mosaic(split: Split, rows: list[int], columns: int, step: int) -> Tensor:
     """(step * rows, step * columns, 3) uint8, white where a class has fewer images."""
     sheet = torch.full((len(rows), columns, 3, step, step), 255, dtype=torch.uint8)
-    images, size = arrays["images"], arrays["images"].shape[-1]
+    size = split.pixels.shape[-1]
     for r, k in enumerate(rows):
-        for c, i in enumerate((arrays["labels"] == k).nonzero().flatten()[:columns].tolist()):
-            sheet[r, c, :, :size, :size] = images[i]
+        first = (split.labels == k).nonzero().flatten()[:columns]
+        sheet[r, : len(first), :, :size, :size] = split.pixels.read(first)
     return sheet.permute(0, 3, 1, 4, 2).reshape(len(rows) * step, columns * step, 3)

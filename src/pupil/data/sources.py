@@ -11,7 +11,7 @@ import torch
 
 from pupil.data.base import Content, Data, Source, in_memory
 from pupil.data.folder import folder
-from pupil.data.layouts import cub200, imagenet, mit67, tiny_imagenet
+from pupil.data.layouts import cub200, imagenet, mit67, tiny_imagenet, tiny_imagenet_cskd, tiny_imagenet_cskd_glob
 from pupil.data.resident import Augment
 from pupil.types import UserError
 
@@ -115,6 +115,22 @@ SOURCES: dict[str, Source] = {
     ),
     "tiny_imagenet_sakd": Source(
         "Tiny-ImageNet-200 as spot-adaptive-pytorch: CIFAR-10's mean and std", 200, 64, FLIP, tiny_imagenet, CIFAR10
+    ),
+    "tiny_imagenet_cskd": Source(
+        "Tiny-ImageNet-200 as CSKD: val halved into validation and test by name, ImageNet's mean and std",
+        200,
+        64,
+        FLIP,
+        tiny_imagenet_cskd,
+        IMAGENET,
+    ),
+    "tiny_imagenet_cskd_glob": Source(
+        "the same, halved in the order of the folder's listing, as CSKD's code: differs from machine to machine",
+        200,
+        64,
+        FLIP,
+        tiny_imagenet_cskd_glob,
+        IMAGENET,
     ),
     "cub200": Source(
         "CUB-200-2011, 5,994 + 5,794 birds; as CSKD, without its random resized crop", 200, 224, FLIP, cub200, HALF

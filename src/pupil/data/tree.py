@@ -11,7 +11,6 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +36,7 @@ class Tree(NamedTuple):
     folders: set[str]
     fingerprint: str  # SHA-256 of the images' names with sizes, or with the checksums that a zip file holds
     tape: Tape | None
+    archive: zipfile.ZipFile | None  # kept open: its table of contents is read once
 
 
 def list_tree(key: str, given: str) -> Tree:
@@ -52,13 +52,13 @@ def list_tree(key: str, given: str) -> Tree:
             raise UserError(f"{key} is {given!r}: this .tar.gz file cannot be read ({error}); fetch it again") from error
         return as_tree(path, ((name, size) for name, (_, size) in tape.places.items()), tape)
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{key} is {given!r}: neither a folder nor a .zip file that can be read ({error})") from error
+    entries = archive.infolist()
     if any(entry.flag_bits & 1 for entry in entries):
         raise UserError(f"{key} is {given!r}: the .zip file is encrypted; give one without a password")
-    return as_tree(path, ((entry.filename, entry.CRC) for entry in entries))
+    return as_tree(path, ((entry.filename, entry.CRC) for entry in entries), archive=archive)
 
 
 def walk(path: Path) -> Iterable[tuple[str, int]]:
@@ -90,7 +90,9 @@ def wind(path: Path) -> Tape:
         return Tape(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), places)
 
 
-def as_tree(path: Path, entries: Iterable[tuple[str, int]], tape: Tape | None = None) -> Tree:
+def as_tree(
+    path: Path, entries: Iterable[tuple[str, int]], tape: Tape | None = None, archive: zipfile.ZipFile | None = None
+) -> Tree:
     texts, folders, marks = set(), set(), {}
     for name, mark in entries:
         parts = name.rstrip("/").split("/")
@@ -105,17 +107,17 @@ def as_tree(path: Path, entries: Iterable[tuple[str, int]], tape: Tape | None = 
             texts.add(name)
     listing = "\n".join(f"{name}\t{marks[name]}" for name in sorted(marks))
     fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-    return Tree(path, sorted(marks), sorted(texts), folders, fingerprint, tape)
+    return Tree(path, sorted(marks), sorted(texts), folders, fingerprint, tape, archive)
 
 
-def opener(tree: Tree, stack: ExitStack) -> Callable[[str], bytes]:
-    """A function from a name to the file's bytes, for any thread, until the stack closes."""
-    path, tape = tree.path, tree.tape
+def opener(tree: Tree) -> Callable[[str], bytes]:
+    """A function from a name to the file's bytes, for any thread."""
+    path, tape, archive = tree.path, tree.tape, tree.archive
     if tape is not None:
         return lambda name: cut(tape, name)
-    if path.is_dir():
+    if archive is None:
         return lambda name: (path / name).read_bytes()
-    archive, lock = stack.enter_context(zipfile.ZipFile(path)), threading.Lock()  # a handle per thread was no faster
+    lock = threading.Lock()  # a handle per thread was no faster
 
     def fetch(name: str) -> bytes:
         with lock:
@@ -133,6 +135,5 @@ def cut(tape: Tape, name: str) -> bytes:
 
 def lines_of(tree: Tree, name: str) -> list[str]:
     """The lines of a text file that are not empty.  File names need not be UTF-8."""
-    with ExitStack() as stack:
-        raw = opener(tree, stack)(name)
+    raw = opener(tree)(name)
     return [line for line in raw.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
