@@ -1,8 +1,8 @@
 """A trained network on disk: model.safetensors and model.json, enough to build it again; no pickle.
 
 model.json: network, classes (names), image_size, mean, std (of pixels in 0..1), method and surgery (None and {} for a
-network alone), epoch, selection, data digest, the teacher's network and hash, SHA-256 of the weights.  Both files are
-functions of the training alone (no time, no path), so that DVC sees equal trainings as equal.
+network alone), preprocessing (in words), epoch, selection, metrics, data digest, the teacher's network and hash, SHA-256 of
+the weights.  Both files are functions of the training alone (no time, no path), so that DVC sees equal trainings as equal.
 """
 
 import json
@@ -25,12 +25,18 @@ from pupil.types import UserError
 WEIGHTS, META = "model.safetensors", "model.json"
 NEEDED = {"network", "method", "surgery", "classes", "image_size", "mean", "std", "sha256"}  # to build it again and to use it
 
+PREPROCESSING = {
+    "resize": "upright (EXIF), RGB, the centre square resized to image_size x image_size pixels, bilinear, antialiased",
+    "values": "pixels of 0 to 255 divided by 255, minus mean, divided by std; mean and std are per channel R, G, B",
+    "input": "(batch, 3, image_size, image_size), float32",
+}
+
 
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """`state`: a state dict of the deployed network."""
     folder.mkdir(parents=True, exist_ok=True)
     save_arrays(folder / WEIGHTS, state)
-    full = {"format": 1, **meta, "sha256": sha256(folder / WEIGHTS)}
+    full = {"format": 1, "preprocessing": PREPROCESSING, **meta, "sha256": sha256(folder / WEIGHTS)}
     (folder / META).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
 
 
