@@ -14,13 +14,28 @@ from pupil.net import Net, probe
 from pupil.types import Batch
 
 CLASSES, SIZE, SAMPLES = 4, 16, 20
-QUICK: dict[str, dict[str, Any]] = {"crd": {"k": 16, "dim": 8}}  # what makes a method small
+QUICK: dict[str, dict[str, Any]] = {  # what makes a method small
+    "crd": {"k": 16, "dim": 8},
+    **{name: {"init_epochs": 1} for name in ("ab", "fsp")},
+    "ft": {"init_epochs": 1, "init_lr": 0.05},
+}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
     ("thkd", {"mix": 0.3}),
     ("simkd", {"ce": 1.0, "kl": 1.0}),
     ("crd", {"kl": 1.0}),
+    ("crd", {"positive": "relax", "bank": "float16"}),
+    ("dkd", {"warmup": 1, "kl": 1.0}),
     ("fitnet", {"hint": 0, "kl": 1.0}),
+    ("at", {"p": 4}),
+    ("sp", {"layers": "all"}),
+    ("rkd", {"distance": 1.0, "angle": 0.0}),
+    ("kdsvd", {"k": 2}),
+    ("kdsvd", {"axis": "width"}),
+    ("ft", {"k": 0.3, "p2": 2}),
+    ("ofd", {"kernel": 3, "kl": 1.0}),
+    ("ofd", {"teacher_mode": "train"}),
+    ("reviewkd", {"before_relu": True, "warm_up": 1}),
 ]
 STUDENT = "resnet8"
 TEACHERS = ("resnet14", "wrn_16_1")  # post- and pre-activation; embeddings as wide as the student's
@@ -38,11 +53,12 @@ def loader(seed: int | None = 0, samples: int = SAMPLES, batch_size: int = 8, si
     g = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (samples, 3, size, size), generator=g, dtype=torch.uint8)
     labels = torch.arange(samples) % CLASSES
-    return Resident(images, labels, (0.5,) * 3, (0.25,) * 3, batch_size, torch.device("cpu"), seed, Augment(2, True))
+    return Resident(images, labels, (0.5,) * 3, (0.25,) * 3, batch_size, torch.device("cpu"), seed, Augment(2, True), True)
 
 
 def first_batch(samples: int = 8) -> Batch:
-    return next(iter(loader(None, batch_size=samples).epoch(1)))
+    batch = next(iter(loader(None, batch_size=samples).epoch(1)))
+    return batch._replace(strong=batch.images.flip(3))
 
 
 def setup(teacher: str = TEACHERS[0], seed: int = 0, student: str = STUDENT) -> Setup:
@@ -50,7 +66,7 @@ def setup(teacher: str = TEACHERS[0], seed: int = 0, student: str = STUDENT) -> 
     t = build(teacher, CLASSES).requires_grad_(False).eval()
     torch.manual_seed(seed)
     s = build(student, CLASSES)
-    return Setup(s, t, probe(s, SIZE), probe(t, SIZE), loader().labels)
+    return Setup(s, t, probe(s, SIZE), probe(t, SIZE), loader().labels, batch_size=8)
 
 
 def make(name: str, overrides: Mapping[str, Any] = {}, teacher: str = TEACHERS[0], seed: int = 0) -> Method:

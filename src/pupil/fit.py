@@ -1,5 +1,6 @@
 """The only training loop.  It knows batches, terms and phases; it knows no method, no MLflow, no DVC and no Hydra."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from pupil.dot import DOT
 from pupil.methods.base import Loss, Phase
 from pupil.net import Net, evaluating
 from pupil.types import Batch, Features, Loader, Terms, UserError
@@ -16,6 +18,7 @@ from pupil.types import Batch, Features, Loader, Terms, UserError
 Log = Callable[[Mapping[str, float], int], None]  # values, epoch (counted over all phases)
 Watch = Callable[[Iterable[Batch], str, int, int], Iterator[Batch]]  # batches, phase, epoch, epochs: a progress bar
 State = dict[str, Tensor]
+LOOKS = 10  # times in a phase that the terms' gradients are measured
 
 
 class Trainable(Protocol):
@@ -24,6 +27,7 @@ class Trainable(Protocol):
     student: Net
 
     def phases(self) -> list[Phase]: ...
+    def observed(self) -> dict[str, Tensor]: ...
     def requires_grad_(self, requires_grad: bool = True) -> nn.Module: ...
     def eval(self) -> nn.Module: ...
     def __call__(self, batch: Batch, t: Any, loss: Loss) -> Terms: ...
@@ -42,6 +46,8 @@ class Optim:
     schedule: str = "step"  # step | cosine
     milestones: tuple[int, ...] = (150, 180, 210)  # the drop takes effect in the epoch after
     gamma: float = 0.1
+    optimizer: str = "sgd"  # or dot, with momentum - dot_delta for the task and momentum + dot_delta for the teacher
+    dot_delta: float = 0.075
 
 
 class Trained(NamedTuple):
@@ -79,8 +85,12 @@ def fit(
         for epoch in range(1, epochs + 1):
             done += 1
             start = time.perf_counter()
-            raws, weights = run_epoch(method, teacher, phase, watch(train.epoch(done), phase.name, epoch, epochs), optimizer)
+            look = (epoch - 1) % max(1, epochs // LOOKS) == 0
+            batches = watch(train.epoch(done), phase.name, epoch, epochs)
+            raws, weights, norms = run_epoch(method, teacher, phase, batches, optimizer, look)
             values = summary(raws, weights, phase, epoch)
+            values |= {f"{phase.name}/gradient/{name}": norm.item() for name, norm in norms.items()}
+            values |= {f"{phase.name}/{name}": x.item() for name, x in method.observed().items() if x.dim() == 0}
             values["lr"] = optimizer.param_groups[0]["lr"]
             values["images_per_second"] = train.samples / (time.perf_counter() - start)
             values |= {f"val/{name}": v for name, v in score(method.student, val).items()}
@@ -96,23 +106,56 @@ def fit(
 
 
 def run_epoch(
-    method: Trainable, teacher: Net | None, phase: Phase, batches: Iterable[Batch], optimizer: torch.optim.Optimizer
-) -> tuple[Tensor, dict[str, float]]:
-    """One pass over the training set: raw terms (steps, terms), still on the device, and name -> weight."""
+    method: Trainable,
+    teacher: Net | None,
+    phase: Phase,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    look: bool = False,
+) -> tuple[Tensor, dict[str, float], dict[str, Tensor]]:
+    """One pass over the training set: raw terms (steps, terms), still on the device, and name -> weight.
+
+    `look`: gives the first batch's gradient norms too, which cost a backward pass per term.
+    """
     raws: list[Tensor] = []
     terms: Terms = {}
+    norms: dict[str, Tensor] = {}
     for batch in batches:
-        terms = step(method, teacher_features(teacher, batch), batch, phase, optimizer)
+        terms = step(method, teacher_features(teacher, batch), batch, phase, optimizer, norms if look and not raws else None)
         raws.append(torch.stack([term.raw.detach() for term in terms.values()]))
-    return torch.stack(raws), {name: term.weight for name, term in terms.items()}
+    return torch.stack(raws), {name: term.weight for name, term in terms.items()}, norms
 
 
-def step(method: Trainable, t: Features | None, batch: Batch, phase: Phase, optimizer: torch.optim.Optimizer) -> Terms:
+def step(
+    method: Trainable,
+    t: Features | None,
+    batch: Batch,
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    norms: dict[str, Tensor] | None = None,
+) -> Terms:
+    """One descent; `norms` is filled with the weighted terms' gradient norms, if given."""
     terms = method(batch, t, phase.loss)
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack([term.weight * term.raw for term in terms.values()]).sum().backward()
-    optimizer.step()
+    if norms is not None:
+        norms |= gradient_norms(terms, method.student)
+    if isinstance(optimizer, DOT):
+        optimizer.descend(terms)
+    else:
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([term.weight * term.raw for term in terms.values()]).sum().backward()
+        optimizer.step()
     return terms
+
+
+def gradient_norms(terms: Terms, student: Net) -> dict[str, Tensor]:
+    """Of each weighted term that reaches the student's stem and stages, the norm of its gradient there."""
+    trunk = [p for module in (student.stem, student.stages) for p in module.parameters() if p.requires_grad]
+    norms = {}
+    for name, term in terms.items():
+        if trunk and term.raw.requires_grad:
+            found = torch.autograd.grad(term.weight * term.raw, trunk, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack([g.norm() for g in found if g is not None] or [torch.zeros(())]).norm()
+    return norms
 
 
 @torch.no_grad()
@@ -120,9 +163,34 @@ def teacher_features(teacher: Net | None, batch: Batch) -> Features | None:
     return None if teacher is None else teacher.features(batch.images)
 
 
+def refuse_batch_of_one(
+    method: Trainable, teacher: Net | None, images: int, image_size: int, batch_size: int, key: str
+) -> None:
+    """Refuses a training with a batch of one image where a batch norm needs more; found by trying it on a copy."""
+    if batch_size > 1 and images % batch_size != 1:
+        return
+    x, zero = torch.zeros(1, 3, image_size, image_size), torch.zeros(1, dtype=torch.int64)
+    trial = copy.deepcopy(method)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            t: Any = None if teacher is None else teacher.features(x)
+            for phase in trial.phases():
+                activate(trial, phase)
+                trial(Batch(x, zero, zero, strong=x), t, phase.loss)
+        except Exception as e:  # what else stands in the way, the training itself says
+            if "more than 1 value per channel" not in str(e):
+                return
+            fits = next((b for b in range(batch_size + 1, images + 1) if images % b != 1), None)
+            advice = "use more training images" if fits is None else f"use {key}={fits}"
+            raise UserError(
+                f"{key}={batch_size} leaves a batch of one of the {images} training images, and batch norm on 1x1 maps"
+                f" cannot train on one image; {advice}"
+            ) from None
+
+
 def activate(method: Trainable, phase: Phase) -> None:
     """What the phase trains is in train mode and gets gradients; nothing else is or does."""
-    method.requires_grad_(False).eval()
+    method.requires_grad_(False).eval().zero_grad()  # those of the phase before are dropped
     for group in phase.train:
         group.module.requires_grad_(True).train()
 
@@ -137,7 +205,12 @@ def make_optimizer(phase: Phase, optim: Optim) -> tuple[torch.optim.Optimizer, L
         }
         for g in phase.train
     ]
-    sgd = torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov)
+    if optim.optimizer == "dot":
+        sgd = DOT(groups, lr, optim.momentum, optim.dot_delta)
+    else:
+        sgd = torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov)
+    if phase.constant:
+        return sgd, ConstantLR(sgd, 1.0)
     if optim.schedule == "cosine":
         return sgd, CosineAnnealingLR(sgd, phase.epochs or optim.epochs)
     return sgd, MultiStepLR(sgd, list(optim.milestones), optim.gamma)

@@ -114,8 +114,8 @@ def check_crd(case: Case) -> Values:
                 "embedded_t": v_t,
                 "loss_s": before.nce(0, v_s, before.bank_t, rows),
                 "loss_t": before.nce(1, v_t, before.bank_s, rows),
-                "scores_s": torch.einsum("bkd,bd->bk", before.bank_t[rows], v_s).div(method.hp.tau).exp() / method.Z[0],
-                "scores_t": torch.einsum("bkd,bd->bk", before.bank_s[rows], v_t).div(method.hp.tau).exp() / method.Z[1],
+                "scores_s": before.probabilities(0, v_s, before.bank_t, rows),
+                "scores_t": before.probabilities(1, v_t, before.bank_s, rows),
                 "loss": loss,
             }
         values |= {f"{call}{name}": value for name, value in (found | banks_and_Z(method)).items()}

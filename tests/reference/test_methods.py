@@ -7,31 +7,23 @@ A checker is a function from a case to our values of its outputs, by name.  Whic
 import pytest
 
 from pupil.methods import METHODS
-from tests.reference import checks_first
+from tests.reference import checks_data, checks_first, checks_logits, checks_maps, checks_optimiser, checks_relations
 from tests.reference.blocks import Row
 from tests.reference.golden import Case, compare
 
 WANTED: dict[str, Row] = {  # by `method` in the meta of the vectors; not written yet
-    "AT": Row(("at",), None),
-    "SP": Row(("sp",), None),
-    "CC": Row(("cc",), None),
-    "VID": Row(("vid",), None),
-    "RKD": Row(("rkd",), None),
-    "PKT": Row(("pkt",), None),
-    "AB": Row(("ab",), None),
-    "FT": Row(("ft",), None),
-    "FSP": Row(("fsp",), None),
-    "NST": Row(("nst",), None),
-    "KDSVD": Row(("kdsvd",), None),
-    "SRRL": Row(("srrl",), None),
-    "SemCKD": Row(("semckd",), None),
-    "DKD": Row(("dkd",), None),
-    "OFD": Row(("ofd",), None),
-    "ReviewKD": Row(("reviewkd",), None),
     "SAKD routing": Row(("sakd",), None),
     "regressor (SAKD variant)": Row(("sakd",), None),
 }
-ROWS: dict[str, Row] = WANTED | checks_first.ROWS
+ROWS: dict[str, Row] = (
+    WANTED
+    | checks_data.ROWS
+    | checks_first.ROWS
+    | checks_logits.ROWS
+    | checks_optimiser.ROWS
+    | checks_relations.ROWS
+    | checks_maps.ROWS
+)
 
 
 def test_method_matches_golden_vector(case: Case) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 
-def regressor(src: Sequence[int], dst: Sequence[int]) -> nn.Sequential:
-    """FitNet's: one convolution with bias, batch norm, ReLU; from a (B, C, H, W) shape towards another.
+def regressor(src: Sequence[int], dst: Sequence[int], relu: bool = True) -> nn.Sequential:
+    """FitNet's: one convolution with bias, batch norm, ReLU (AB: none); from a (B, C, H, W) shape towards another.
 
     Twice as large: 3x3 with stride 2.  Half as large: 4x4 transposed with stride 2.  Larger or equal: an un-padded
     kernel of the difference plus one.  Otherwise smaller: 3x3, and the size stays (SimKD's rule, which pools the
@@ -21,4 +21,4 @@ def regressor(src: Sequence[int], dst: Sequence[int]) -> nn.Sequential:
         conv = nn.Conv2d(c_in, c_out, (1 + h_in - h_out, 1 + w_in - w_out))
     else:
         conv = nn.Conv2d(c_in, c_out, 3, 1, 1)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out), *([nn.ReLU()] if relu else []))

@@ -1,7 +1,7 @@
 """No teacher: a network on labels.  Trains teachers, baselines and SH-KD's teacher."""
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pupil.methods.base import Group, Loss, Phase
 from pupil.net import Net
@@ -9,12 +9,17 @@ from pupil.types import Batch, Features, Term, Terms
 
 
 class Alone(nn.Module):
+    two_views = False
+
     def __init__(self, student: Net) -> None:
         super().__init__()
         self.student = student
 
     def phases(self) -> list[Phase]:
         return [Phase("train", cross_entropy, [Group(self.student)])]
+
+    def observed(self) -> dict[str, Tensor]:
+        return {}
 
     def forward(self, batch: Batch, t: None, loss: Loss) -> Terms:
         s = self.student.features(batch.images)

@@ -9,6 +9,7 @@ A method overrides the narrowest of three hooks that fits:
 and may deploy something else than the plain student (`deployed`) or add phases.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -30,6 +31,7 @@ class Setup:
     s: Features  # of one image: the shapes
     t: Features
     labels: Tensor  # (N,) training labels
+    batch_size: int = 64  # as configured; the last batch of an epoch may be smaller
 
 
 Loss = Callable[[Features, Features, Batch], Terms]
@@ -52,6 +54,7 @@ class Phase(NamedTuple):
     epochs: int | None = None  # None: as configured
     lr: float | None = None
     before: Callable[[Iterable[Batch]], None] | None = None  # one look at the training set
+    constant: bool = False  # whether the learning rate stays where it is
 
 
 class Method(nn.Module):
@@ -63,17 +66,18 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named settings of other suites and pairs, over the defaults
     on_logits: ClassVar[bool] = False  # whether all its terms read labels and logits alone, so that it can be wrapped
-    two_views: ClassVar[bool] = False  # whether it wants a second, strongly augmented view of each image
+    needs_same_classes: ClassVar[bool] = True  # whether a term other than kl relates the teacher's classes to the student's
+    two_views: bool = False  # whether it wants a second, strongly augmented view of each image
 
     @dataclass(frozen=True)
     class Config:
         """Weights of the three terms and the temperature of the second."""
 
-        preset: str = ""  # one of `presets`; a value that is given itself wins over the preset's
-        ce: float = 1.0
-        kl: float = 0.0
-        T: float = 4.0
-        beta: float = 0.0
+        preset: str = "default"  # or one of `presets`; a value that is given itself wins over the preset's
+        ce: float = 1.0  # weight of cross-entropy
+        kl: float = 0.0  # weight of the softened KL
+        T: float = 4.0  # temperature
+        beta: float = 0.0  # weight of the method's own term
 
     spots: Sequence[int] = ()  # indices into Features.taps; negative counts from the deep end
 
@@ -111,13 +115,18 @@ class Method(nn.Module):
         return torch.stack([self.match(i, f_s, f_t, batch) for i, (f_s, f_t) in enumerate(pairs)]).sum()
 
     def loss(self, s: Features, t: Features, batch: Batch) -> Terms:
+        terms = self.usual(s, t, batch)
+        if self.hp.beta:
+            terms["knowledge"] = Term(self.knowledge(s, t, batch), self.hp.beta)
+        return terms
+
+    def usual(self, s: Features, t: Features, batch: Batch) -> Terms:
+        """The terms that every method has: ce and kl, where they have a weight."""
         hp, terms = self.hp, {}
         if hp.ce:
             terms["ce"] = Term(F.cross_entropy(s.logits.float(), batch.labels), hp.ce)
         if hp.kl:
             terms["kl"] = Term(kl(s.logits, t.logits, hp.T), hp.kl)
-        if hp.beta:
-            terms["knowledge"] = Term(self.knowledge(s, t, batch), hp.beta)
         return terms
 
     def phases(self) -> list[Phase]:
@@ -137,6 +146,23 @@ def kl(logits_s: Tensor, logits_t: Tensor, T: float | Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * T**2
 
 
+def label_and_others(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K) logits, already divided by T -> (B,) log-odds of the label's class and (B, K) log-probabilities of the others.
+
+    The others' are among themselves, ln softmax without the label's class; 0 at the label's, so that it drops out of sums.
+    """
+    z = z.float()
+    label = torch.arange(z.shape[1], device=z.device) == labels[:, None]
+    others = z.masked_fill(label, -math.inf).logsumexp(1, keepdim=True)
+    return (z.gather(1, labels[:, None]) - others)[:, 0], (z - others).masked_fill(label, 0.0)
+
+
+def standardised(z: Tensor) -> Tensor:
+    """(B, K) -> (B, K): mean 0 and standard deviation 1 over the classes."""
+    z = z.float()
+    return (z - z.mean(1, keepdim=True)) / (z.var(1, keepdim=True).clamp(min=1e-12).sqrt() + 1e-7)
+
+
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pools the larger of two maps to the size of the smaller; (B, C, H, W) each."""
     if a.shape[2] > b.shape[2]:
@@ -144,6 +170,29 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape[2] < b.shape[2]:
         return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
+
+
+def paired_maps(s: Features, t: Features) -> list[tuple[Tensor, Tensor]]:
+    """(student's, teacher's) map of each stage that both have, shallow to deep; the surplus of one is left out."""
+    return list(zip(s.maps, t.maps, strict=False))
+
+
+def paired_spots(name: str, setup: Setup) -> Sequence[int]:
+    """The `spots` of those maps; refuses a pair without any."""
+    needs_maps(name, setup)
+    return range(1, 1 + len(paired_maps(setup.s, setup.t)))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, under autocast too: for Gram matrices."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def encoder(net: Net) -> nn.ModuleList:
+    """What makes the maps: stem and stages, without the norm and the activation that follow a signed last map."""
+    *rest, last = net.stages
+    return nn.ModuleList([net.stem, *rest, last if last.norm is None else last.blocks])  # type: ignore[list-item]
 
 
 def same_width(name: str, setup: Setup, advice: str) -> None:

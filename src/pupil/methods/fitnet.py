@@ -3,11 +3,14 @@
 Paper: Romero et al., ICLR 2015, arXiv:1412.6550.
 Loss: ce * CE + kl * KL(T) + beta * mean (r(f_s) - f_t)^2, over every element.
 Trained: the student and the regressor r (convolution, batch norm, ReLU).  Deployed: the student.
-Defaults: beta 100 at spot 2, RepDistiller's and mdistiller's (SimKD: hint 1 with ce = kl = 1; spot-adaptive: beta 1).
+Defaults: beta 100 at spot 2, RepDistiller's and mdistiller's.  Presets: simkd with kl 1 and spot 1; spot-adaptive with
+kl 1 and beta 1.
 As in all those suites there is no hint-only stage: both terms are trained from the first epoch, unlike the paper.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +21,14 @@ from pupil.types import Batch, UserError
 
 
 class FitNet(Method):
+    needs_same_classes = False
     paper = "Romero et al., ICLR 2015, arXiv:1412.6550"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "repdistiller": {},
+        "simkd": {"kl": 1.0, "hint": 1},
+        "spot-adaptive": {"kl": 1.0, "beta": 1.0},
+        "mdistiller": {},
+    }
 
     @dataclass(frozen=True)
     class Config(Method.Config):

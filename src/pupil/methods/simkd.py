@@ -11,8 +11,9 @@ given, act on what is deployed (the authors': on the student's own logits); pre-
 after their last BN and ReLU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,16 +25,17 @@ from pupil.types import Batch, Features, UserError
 
 class SimKD(Method):
     paper = "Chen et al., CVPR 2022, arXiv:2203.14001"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"simkd": {}}
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         ce: float = 0.0
         beta: float = 1.0
-        factor: int = 2
+        factor: int = 2  # the teacher's channels over those in the middle of the projector
 
     def __init__(self, setup: Setup, hp: Config) -> None:
         super().__init__(setup, hp)
-        self.student.head.load_state_dict(setup.teacher.head.state_dict())
+        self.student.head.load_state_dict(FrozenLinear.of(setup.teacher.head).state_dict())
 
     @classmethod
     def plan(cls, setup: Setup, hp: Config) -> dict[str, Any]:

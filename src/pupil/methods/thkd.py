@@ -8,8 +8,9 @@ Defaults: the authors' for resnet32x4 -> resnet8x4 (ce 1, kl 1.5, beta 0.02, T =
 validation only).  Deviations: none; the embeddings must be equally wide.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from pupil.types import Batch, Features, UserError
 
 class THKD(Method):
     paper = "Ben-Baruch et al., 2022, arXiv:2201.06945"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"headsharing": {}, "resnet32x4-resnet8x4": {}}
 
     @dataclass(frozen=True)
     class Config(Method.Config):
