@@ -13,9 +13,11 @@ from pupil.methods import METHODS
 from pupil.methods.base import Method
 from pupil.methods.ctkd import CTKD, reversal
 from pupil.methods.ls import LS
-from pupil.methods.mlkd import FURTHER
+from pupil.methods.mlkd import FURTHER, gram_gap
 from pupil.types import Batch, Features, UserError
 from tests import tiny
+from tests.test_logit_formulas import LS as LS_
+from tests.test_logit_formulas import LT
 
 B, K = 6, tiny.CLASSES
 
@@ -29,8 +31,8 @@ def said(z: Tensor) -> Features:
     return Features(empty, (), (), empty, empty.flatten(1), z)
 
 
-def batch(epoch: int = 1) -> Batch:
-    return Batch(torch.zeros(B, 3, 4, 4), torch.arange(B) % K, torch.arange(B), epoch)
+def batch(epoch: int = 1, rows: int = B) -> Batch:
+    return Batch(torch.zeros(rows, 3, 4, 4), torch.arange(rows) % K, torch.arange(rows), epoch)
 
 
 def total(method: Method, z_s: Tensor, z_t: Tensor, epoch: int = 1) -> Tensor:
@@ -147,6 +149,41 @@ def test_the_temperature_can_be_learned_for_other_methods(of: str) -> None:
     trained = tiny.train(method, method.teacher)
     assert all(value.isfinite().all() for value in trained.last.values())
     assert method.get_parameter("g").item() != 1
+
+
+# --- numbers that the authors' code gave ----------------------------------------------------------------------------------
+
+
+def test_losses_and_gradients_are_the_authors() -> None:
+    z_s = LS_.clone().requires_grad_()
+    method = tiny.make("ls", {"beta": 1.0})
+    loss = method.loss(said(z_s), said(LT), batch(rows=6))["kl"].raw
+    loss.backward()
+    assert loss.item() == pytest.approx(0.85059232, rel=1e-5)
+    assert z_s.grad is not None
+    assert z_s.grad.norm().item() == pytest.approx(0.03650739, rel=1e-5)
+    z_s = LS_.clone().requires_grad_()
+    method = tiny.make("ctkd")
+    loss = method.loss(said(z_s), said(LT), batch(epoch=5))["kl"].raw  # lambda is -0.5
+    loss.backward()
+    assert loss.item() == pytest.approx(8.0833817, rel=1e-5)
+    assert z_s.grad is not None
+    assert z_s.grad.norm().item() == pytest.approx(0.5176092, rel=1e-5)
+    slope = method.get_parameter("g").grad
+    assert slope is not None
+    assert slope.item() == pytest.approx(-0.0216366869, rel=1e-4), "in float64"
+    assert slope.item() == pytest.approx(-0.02163278, rel=2e-4), "theirs, in float32, is 1.8e-4 from that"
+
+
+@pytest.mark.parametrize(("by_class", "gap", "slope"), [(True, 0.02110338, 0.003082032), (False, 0.003138135, 0.0005909997)])
+def test_class_and_batch_terms_are_the_authors(by_class: bool, gap: float, slope: float) -> None:
+    z_s = LS_.clone().requires_grad_()
+    p_s, p_t = ((z / 4).softmax(1) for z in (z_s, LT))
+    found = gram_gap(p_s.T, p_t.T) if by_class else gram_gap(p_s, p_t)
+    found.backward()
+    assert found.item() == pytest.approx(gap, rel=1e-4)
+    assert z_s.grad is not None
+    assert z_s.grad.norm().item() == pytest.approx(slope, rel=1e-4)
 
 
 # --- what cannot be wrapped --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Loss, Method, Setup, kl, standardised
+from pupil.methods.base import Loss, Method, Setup, kl, product, standardised
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 FURTHER = (3.0, 5.0, 2.0, 6.0)  # temperatures beside the main one
@@ -64,12 +64,10 @@ class MLKD(Method):
         kl_weak = [kl(level(weak_s), level(weak_t), T) for T in temperatures]
         kl_strong = [kl(level(strong_s), level(strong_t), T) for T in temperatures[:3]]
         soft = [((weak_s / T).softmax(1), (weak_t / T).softmax(1)) for T in temperatures]
-        per_class = [(p_t.T @ p_t - p_s.T @ p_s).square().sum() / p_s.shape[1] for p_s, p_t in soft]
-        per_image = [(p_t @ p_t.T - p_s @ p_s.T).square().sum() / p_s.shape[0] for p_s, p_t in soft]
         own = {
             "instance": m * torch.stack(kl_weak).sum() + torch.stack([*kl_strong, *kl_weak[3:]]).sum(),
-            "class": c * torch.stack(per_class).sum(),
-            "batch": m * torch.stack(per_image).sum(),
+            "class": c * torch.stack([gram_gap(p_s.T, p_t.T) for p_s, p_t in soft]).sum(),
+            "batch": m * torch.stack([gram_gap(p_s, p_t) for p_s, p_t in soft]).sum(),
         }
         terms = {"ce": Term(ce, self.hp.ce)} if self.hp.ce else {}
         return terms | {name: Term(raw, self.hp.beta) for name, raw in own.items() if self.hp.beta}
@@ -77,6 +75,11 @@ class MLKD(Method):
 
 def both(weak: Features, strong: Features) -> Features:
     return weak._replace(logits=torch.cat([weak.logits, strong.logits]))
+
+
+def gram_gap(a: Tensor, b: Tensor) -> Tensor:
+    """|b b' - a a'|^2 / n of two (n, d) matrices, a scalar."""
+    return (product(b, b.T) - product(a, a.T)).square().sum() / len(a)
 
 
 def share_below_median(x: Tensor) -> Tensor:
