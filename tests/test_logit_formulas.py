@@ -132,7 +132,22 @@ def kdmse_in_loops(z_s: Tensor, z_t: Tensor, labels: list[int], T: float) -> dic
     return {"knowledge": sum(squares) / len(squares)}
 
 
-LOOPS = {"dkd": dkd_in_loops, "nkd": nkd_in_loops, "dist": dist_in_loops, "kdmse": kdmse_in_loops}
+def wttm_in_loops(z_s: Tensor, z_t: Tensor, labels: list[int], T: float) -> dict[str, float]:
+    loss = 0.0
+    for a, b in zip(z_s.tolist(), z_t.tolist(), strict=True):
+        powers = [p ** (1 / T) for p in softmax(b, 1)]
+        target = [p / sum(powers) for p in powers]
+        loss += sum(powers) * sum(p * math.log(p / q) for p, q in zip(target, softmax(a, 1), strict=True))
+    return {"knowledge": loss / len(z_s)}
+
+
+LOOPS = {
+    "dkd": dkd_in_loops,
+    "nkd": nkd_in_loops,
+    "dist": dist_in_loops,
+    "kdmse": kdmse_in_loops,
+    "wttm": wttm_in_loops,
+}
 
 
 @pytest.mark.parametrize("T", [0.7, 1.0, 4.0])

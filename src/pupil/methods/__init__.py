@@ -29,6 +29,7 @@ from pupil.methods.srrl import SRRL
 from pupil.methods.thkd import THKD
 from pupil.methods.uskd import USKD
 from pupil.methods.vid import VID
+from pupil.methods.wttm import WTTM
 
 METHODS: dict[str, type[Method]] = {
     "kd": KD,
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "nkd": NKD,
     "dist": DIST,
+    "wttm": WTTM,
     "ls": LS,
     "ctkd": CTKD,
     "mlkd": MLKD,
