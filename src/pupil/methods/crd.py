@@ -140,7 +140,7 @@ class CRD(Method):
 
     def observed(self) -> dict[str, Tensor]:
         """How surely the positive is told from noise, P / (P + c), mean over the last batch; of either side."""
-        return {f"recognised_{'st'[side]}": mean for side, mean in self.recognised.items()}
+        return {f"positive_probability_{'st'[side]}": mean for side, mean in self.recognised.items()}
 
 
 def unit(v: Tensor) -> Tensor:
