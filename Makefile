@@ -12,7 +12,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 PORT ?= 5000
 
-.PHONY: all setup repro check test ui clean lock help
+.PHONY: all setup repro recipe check test ui clean lock help
 
 all: setup repro  ## set up, run the pipeline, show the results
 
@@ -33,9 +33,12 @@ repro: setup  ## run what is out of date, sync the records to MLflow, print the 
 	@python -m pupil pipeline
 	@echo; echo "to compare the runs: make ui"
 
+recipe: setup  ## NAME=simkd/cifar100/resnet32x4-resnet8x4 into params.yaml; without NAME the list
+	@python -m pupil recipe "$(NAME)"
+
 check: setup  ## format, lint, types and the quick tests
-	ruff format --check src stages tests
-	ruff check src stages tests
+	ruff format --check src stages tests benchmarks
+	ruff check src stages tests benchmarks
 	basedpyright
 	python -m pytest -q -m "not slow and not pipeline"
 

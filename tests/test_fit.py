@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pupil.fit import Optim, Trained, fit, make_optimizer, predict, score, step
 from pupil.methods.alone import Alone, cross_entropy
-from pupil.methods.base import Group, Loss, Phase
+from pupil.methods.base import Answers, Group, Loss, Phase
 from pupil.models import build
 from pupil.net import Net, Stage
 from pupil.types import Batch, Features, Term, Terms, UserError
@@ -125,6 +125,9 @@ class TwoPhases(nn.Module):
 
     def observed(self) -> dict[str, Tensor]:
         return {"scale": torch.tensor(3.0), "picture": torch.eye(2)}
+
+    def answers(self) -> Answers:
+        return {}
 
     def phases(self) -> list[Phase]:
         warm = Phase("warm", self.warm, [Group(self.adapter)], epochs=2, lr=0.2, before=self.look)
@@ -243,6 +246,9 @@ class Breaks(nn.Module):
         self.student, self.value, self.spreads = linear_net(), value, spreads
 
     def observed(self) -> dict[str, Tensor]:
+        return {}
+
+    def answers(self) -> Answers:
         return {}
 
     def phases(self) -> list[Phase]:

@@ -53,7 +53,7 @@ def test_training_on_the_gpu_begins_as_on_the_cpu_and_keeps_the_teacher_there(na
     gpu, _ = train_on(torch.device("cuda"), name)
     assert cpu.keys() == gpu.keys()
     first = next(key for key in cpu if key.endswith("/loss"))
-    if name != "crd":  # its negatives come from the device's own random numbers
+    if name not in ("crd", "crdth", "sakd"):  # negatives and gates come from the device's own random numbers
         assert gpu[first][0] == pytest.approx(cpu[first][0], rel=2e-2)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods import METHODS, crd
+from pupil.methods import METHODS, contrast
 from pupil.methods.base import Method
 from pupil.methods.crd import CRD
 from pupil.methods.dkd import decoupled
@@ -276,8 +276,8 @@ def plain_nce(v: Tensor, bank: Tensor, rows: Tensor, tau: float) -> Tensor:
 def test_crd_scores_all_images_or_pieces_of_rows_with_the_numbers_of_the_formula(
     dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crd, "DENSE", dense)
-    monkeypatch.setattr(crd, "PIECE", 3 * 31 * 8)  # three images at a time, of eight: an uneven rest
+    monkeypatch.setattr(contrast, "DENSE", dense)
+    monkeypatch.setattr(contrast, "PIECE", 3 * 31 * 8)  # three images at a time, of eight: an uneven rest
     method: Any = tiny.make("crd", {"k": 30})
     rows = torch.randint(0, tiny.SAMPLES, (8, 31), generator=torch.Generator().manual_seed(0))  # with repeats
     v, w = (F.normalize(g((8, 8), 1)).requires_grad_() for _ in range(2))
@@ -330,12 +330,12 @@ def test_crd_shows_how_surely_the_positive_is_told_from_noise() -> None:
     s, t = method.student.features(batch.images), method.teacher.features(batch.images)
     rows = torch.cat([batch.ids[:, None], method.negatives(batch.labels)], 1)
     with torch.no_grad():
-        v, bank = crd.unit(method.embed_s(s.embedding)), method.bank_t.clone()
+        v, bank = contrast.unit(method.embed_s(s.embedding)), method.bank_t.clone()
         method.contrast(s.embedding, t.embedding, rows)
         p = torch.exp((bank[batch.ids] * v).sum(1) / 0.07) / method.Z[0]
     seen = method.observed()
-    assert seen.keys() == {"recognised_s", "recognised_t"}
-    assert seen["recognised_s"].item() == pytest.approx((p / (p + 16 / tiny.SAMPLES)).mean().item(), rel=1e-5)
+    assert seen.keys() == {"positive_probability_s", "positive_probability_t"}
+    assert seen["positive_probability_s"].item() == pytest.approx((p / (p + 16 / tiny.SAMPLES)).mean().item(), rel=1e-5)
 
 
 def test_crd_announces_large_banks_before_it_takes_them(
@@ -343,7 +343,7 @@ def test_crd_announces_large_banks_before_it_takes_them(
 ) -> None:
     tiny.make("crd")
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(crd, "WORTH_SAYING", 1)
+    monkeypatch.setattr(contrast, "WORTH_SAYING", 1)
     tiny.make("crd", {"dim": 2**15, "bank": "float16"})  # 2 banks x 20 images x 2^15 x 2 bytes
     assert capsys.readouterr().out == "crd: two memory banks of 20 x 32768 float16 take 2 MiB of the device\n"
 

@@ -3,17 +3,13 @@
 import json
 import os
 import re
-import runpy
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import pupil.__main__  # noqa: F401  its names must exist before they are redirected
@@ -21,7 +17,9 @@ from pupil import assemble, checkpoint, config
 from pupil import settings as settings_of
 from pupil.data import prepare
 from pupil.fit import fit
+from pupil.models import build
 from tests import tiny
+from tests.inprocess import at_home, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::(mlflow|pydantic|sqlalchemy|alembic|google).*"),
@@ -55,7 +53,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = config.resolve(settings_of.overlay(settings_of.defaults(), config.read_params(root / "params.yaml")))
     (root / "box.json").write_text(json.dumps({k: v for k, v in settings_of.plain(settings).items() if k != "given"}))
     prepare(settings.data, root / "out/data")
-    prepare(config.dataclasses.replace(settings.data, classes=(0, 1)), root / "two")
     for network in ("resnet8", "resnet8x4"):
         train_teacher(root, settings, network)
     for name in ("cat", "dog"):
@@ -82,39 +79,8 @@ def checkout(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A copy of it, as the working folder and as the home of `pupil`."""
     root = tmp_path / "checkout"
     shutil.copytree(sound, root)
-    monkeypatch.chdir(root)
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "pupil":
-            for where in ("ROOT", "HOME"):
-                if hasattr(module, where):
-                    monkeypatch.setattr(module, where, root)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    at_home(root, monkeypatch)
     return root
-
-
-STAGES = Path(__file__).resolve().parents[1] / "stages"
-
-
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit status of `python stages/<word>.py ...` or of `python -m pupil <word> ...`, in this process."""
-    word, *args = shlex.split(line)
-    script = STAGES / f"{word}.py"
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [str(script) if script.exists() else "pupil", *([] if script.exists() else [word]), *args])
-    status: object = 0
-    try:
-        if script.exists():
-            runpy.run_path(str(script), run_name="__main__")
-        else:
-            runpy.run_module("pupil", run_name="__main__")
-    except SystemExit as end:
-        status = end.code
-    GlobalHydra.instance().clear()
-    assert isinstance(status, int)
-    return status
 
 
 def tree(root: Path) -> dict[str, tuple[int, int]]:
@@ -177,11 +143,22 @@ def occupied(root: Path) -> None:
     (root / "mine/notes.txt").write_text("precious")
 
 
-def two_classes(root: Path) -> None:
-    """The prepared data have two classes, the teacher has ten."""
-    shutil.rmtree(root / "out/data")
-    (root / "two").rename(root / "out/data")
-    page("pad: 1", "pad: 1, classes: [0, 1]")(root)
+def published(classes: int) -> Spoil:
+    """A file of RepDistiller's with so many outputs."""
+    return lambda root: torch.save(
+        {"epoch": 1, "model": build("resnet8", classes).state_dict(), "best_acc": 0.5}, root / "a.pth"
+    )
+
+
+class Runs:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+def hostile(root: Path) -> None:
+    torch.save({"model": build("resnet8", 10).state_dict(), "opt": Runs()}, root / "a.pth")
 
 
 class Mistake(NamedTuple):
@@ -191,6 +168,7 @@ class Mistake(NamedTuple):
     spoil: Spoil | None = None
 
 
+IMPORT = "train train.role=teacher"
 FOLDER = "prepare data.name=folder data.train_images=null data.val_images=null data.test_images=null"
 
 MISTAKES = [
@@ -273,6 +251,11 @@ MISTAKES = [
     Mistake("check data.unreadable=skip", "data.unreadable is 'skip': stop or drop"),
     Mistake("check data.per_class=0 data.train_images=null", "data.per_class is 0: 1 or more"),
     Mistake("check data.per_class=3 data.train_images=40", "data.per_class and data.train_images are both given"),
+    Mistake("check data.relabel=cskd", "data.relabel=cskd renumbers the classes of data.classes, which is not given"),
+    Mistake("check data.overlap=2", "data.overlap is 2: the share"),
+    Mistake("check data.overlap=0.5 data.classes=5", "data.overlap and data.classes are both given"),
+    Mistake("check data.teacher_classes=[]", "data.teacher_classes is []: 2 classes or more"),
+    Mistake("check data.teacher_classes=[3,4,5]", "kd needs a teacher of the student's classes", "on maps or embeddings: "),
     Mistake("check data.fold=1", "data.folds and data.fold go together"),
     Mistake("check data.folds=5 data.fold=5 data.val_images=null", "data.fold is 5 of 5: folds are 0 to 4"),
     Mistake("prepare data.name=cub200", "data.path is not given", "CUB_200_2011.tgz"),
@@ -284,8 +267,8 @@ MISTAKES = [
     Mistake("train", "params.yaml is not valid YAML", spoil=text("params.yaml", "optim: {lr: 0.1")),
     Mistake("train", "params.yaml must hold `key: value` lines", spoil=text("params.yaml", "- lr\n- epochs\n")),
     Mistake("train", "params.yaml is not valid YAML", spoil=text("params.yaml", PAGE + "seeds: [3]\n")),
-    Mistake("train", "unknown key 'optimizer'", "did you mean 'optim'?", page("\noptim:", "\noptimizer:")),
-    Mistake("train", "unknown key 'hp.dkd'", spoil=page("  crd:", "  dkd: {ce: 1.0}\n  crd:")),
+    Mistake("train", "unknown key 'optims'", "did you mean 'optim'?", page("\noptim:", "\noptims:")),
+    Mistake("train", "unknown key 'hp.dkdd'", spoil=page("  crd:", "  dkdd: {ce: 1.0}\n  crd:")),
     Mistake("evaluate", "unknown key 'data.image-size'", "did you mean 'data.image_size'?", page("image_size", "image-size")),
     Mistake("train", "hp.crd is a section", "got 3", page("{k: 16, dim: 8}", "3")),
     Mistake("train", "data is a section", "got 'digits'", page("data: {", "data: digits\nother: {")),
@@ -332,19 +315,36 @@ MISTAKES = [
     Mistake("distill", f"{TEACHER}/model.safetensors is damaged", spoil=flip(TEACHER / "model.safetensors")),
     Mistake("distill", f"{TEACHER}/model.safetensors is damaged", spoil=cut(TEACHER / "model.safetensors")),
     Mistake("distill", f"{TEACHER}/model.safetensors is missing", spoil=lose(TEACHER / "model.safetensors")),
-    Mistake("distill", "was trained on 10 classes", "has 2", two_classes),
+    Mistake("distill", "was trained on 10 classes", "the data has 10", edit(TEACHER / "model.json", classes=[*"abcdefghij"])),
     Mistake("distill distill.teacher=resnet8x4 distill.method=thkd", "equally wide, got 64 and 256", "use simkd"),
     Mistake("check methods=[thkd] teachers=[resnet8x4]", "equally wide, got 64 and 256"),
     Mistake("check shkd=[resnet8x4]", "got 256 and 64", "resnet8x4"),
     Mistake("train train.role=shkd train.network=resnet14", "no trained network in", "student/resnet8/0"),
     Mistake(f"train train.role=shkd train.network=resnet8x4 train.head_of={TEACHER}", "got 256 and 64"),
+    # networks that are imported
+    Mistake(f"{IMPORT} teacher.checkpoint=nowhere.pth", "teacher.checkpoint: cannot read", "nowhere.pth: No such file"),
+    Mistake("train student.checkpoint=params.yaml", "student.checkpoint: params.yaml is truncated, damaged or no checkpoint"),
+    Mistake(
+        f"{IMPORT} teacher.checkpoint=a.pth train.network=resnet14", "not those of resnet14", "they fit resnet8", published(10)
+    ),
+    Mistake(f"{IMPORT} teacher.checkpoint=a.pth", "has 4 outputs, the prepared data 10 classes", "a.pth", published(4)),
+    Mistake(f"{IMPORT} teacher.checkpoint=a.pth", "names posix.system", "nothing of the file was run", hostile),
+    Mistake("check student.checkpoint=a.pth", "student.checkpoint: a.pth has 4 outputs", spoil=published(4)),
+    Mistake("check teachers=[resnet8,resnet14] teacher.checkpoint=a.pth", "is one network for 2 names", "write {network}"),
+    Mistake("check 'teacher.checkpoint=\"{seed}.pth\"'", "teacher.checkpoint: {seed} stands for nothing; known: {network}"),
+    Mistake("check teacher.checkpoint=''", "teacher.checkpoint: expected the path of a file or of a model folder, or null"),
+    Mistake(f"check teacher.checkpoint={TEACHER}", "is where the pipeline writes", "copy the folder to another place"),
+    Mistake(f"{IMPORT} teacher.checkpoint=a.pth teacher.optim.lr=1", "teacher.optim.lr has no effect", "teacher.checkpoint"),
     # where to write
     Mistake("train out=new", "out and record go together"),
     Mistake("distill record=new", "out and record go together"),
     Mistake("train out=mine record=new", "mine is not empty", "nothing is overwritten", occupied),
     Mistake("train out=new record=params.yaml", "params.yaml is not empty"),
     Mistake("prepare out=mine", "mine is not empty", spoil=occupied),
-    Mistake("prepare out=new record=other", "prepare writes no record"),
+    Mistake("prepare out=new record=params.yaml", "params.yaml is not empty"),
+    Mistake("prepare out=new record=new", "out and record are both new"),
+    Mistake("prepare loader=streamed", "loader has no effect on this stage"),
+    Mistake("train loader=resdent", "there is no 'resdent'; did you mean 'resident'?", "loader"),
     Mistake("evaluate record=mine", "mine is not empty", spoil=occupied),
     Mistake("evaluate", "networks are not trained yet, first out/models/"),
 ]

@@ -72,7 +72,7 @@ def test_regressor_meets_the_teacher_in_channels_and_size(seed: int, h_s: int, h
 # --- every method ------------------------------------------------------------------------------------------------------
 
 
-OWN_KL = {"ls", "ctkd", "mlkd"}  # have a KL of their own, and refuse another
+OWN_KL = {"ls", "ctkd", "mlkd", "sakd"}  # have a KL of their own, and refuse another
 
 
 def hyper(name: str, T: float = 4.0) -> dict[str, Any]:
@@ -128,14 +128,19 @@ def test_loss_and_gradients_are_finite_at_a_hundred_times_the_logits(name: str, 
 
 ORDERED = {  # why the order of the batch matters
     "crd": "each position of the batch draws its own negatives",
+    "crdth": "as crd",
     "cc": "multiplies the differences of neighbours in the batch",
+    "sakd": "each position of the batch draws its own gates",
     "semckd": "an image's similarities to the others enter its attention by their places in the batch",
 }
 SIZED = {  # why twice the same batch has another loss
+    "sakd": "every copy of an image draws its own gates, and the agent's penalty is half a batch",
+    **dict.fromkeys(("kde", "kdeth"), "their term is a sum over the batch"),
     "sp": "a row of similarities has unit norm, and its loss is a mean over all pairs",
     "rkd": "copies of an image are pairs without a distance, which lower the mean distance",
     "mlkd": "its class and batch terms are sums over all images and over all pairs",
     "pkt": "a row of probabilities sums to one, and its loss is a mean over all pairs",
+    "cskd": "copies of an image are pairs of one class, and the norm of a class is over its images",
 }
 
 

@@ -215,9 +215,9 @@ def test_our_own_weights_without_their_description_are_read(tmp_path: Path) -> N
 
 
 def test_the_names_of_repdistiller_are_those_of_our_table() -> None:
-    assert adopting.in_table("vgg8_bn") == "vgg8"
-    assert adopting.in_table("wrn-16-1") == "wrn_16_1"
-    assert adopting.in_table("nothing") is None
+    assert published.in_table("vgg8_bn") == "vgg8"
+    assert published.in_table("wrn-16-1") == "wrn_16_1"
+    assert published.in_table("nothing") is None
 
 
 @pytest.mark.parametrize("side", [16, 32], ids=["same side", "student's map pooled"])
@@ -258,6 +258,42 @@ def test_simkd_becomes_the_network_that_it_deploys(side: int, tmp_path: Path, ca
         with pytest.raises(UserError, match="projector"):
             convert(tmp_path / "broken.pth", tiny.STUDENT, teacher=str(tmp_path / "teacher"), out=tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
+
+
+@torch.no_grad()
+def test_headsharing_s_student_answers_with_both_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = tiny.make("thkd", {"mix": 0.3})
+    deployed = method.student.eval()
+    own = {key: value for key, value in deployed.state_dict().items() if not key.startswith("teacher_head.")}
+    head = {f"t_head.{key}": value for key, value in method.teacher.head.state_dict().items()}
+    torch.save({"model": prefixed(as_published(tiny.STUDENT, own), "model_s.") | head}, tmp_path / "a.pth")
+    names = tmp_path / "names.json"
+    names.write_text('["a", "b", "c", "d"]')
+    known = {"data": "cifar10", "classes": names}
+    folder = convert(tmp_path / "a.pth", tiny.STUDENT, mix=0.3, **known)
+    images = tiny.first_batch().images
+    net, meta = checkpoint.load(folder)
+    assert (meta["method"], meta["surgery"]) == ("thkd", {"mix": 0.3, "width": 64, "classes": 4})
+    assert torch.equal(net(images), deployed(images))
+    out = capsys.readouterr().out
+    assert "with a share of 0.3" in out
+    assert "left out" not in out
+
+    plain = convert(tmp_path / "a.pth", tiny.STUDENT, out=tmp_path / "plain", **known)
+    assert torch.equal(checkpoint.load(plain)[0](images), deployed.features(images).logits)  # type: ignore[operator]
+    assert "2 tensors of t_head; with both classifiers: python -m pupil import with --mix" in capsys.readouterr().out
+
+
+def test_mdistiller_s_bundled_teacher_is_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    teacher = build("resnet14", 100).state_dict()
+    parts = prefixed(published_state("resnet8"), "module.student.")
+    parts |= prefixed(as_published("resnet14", teacher), "module.teacher.")
+    torch.save({"model": parts, "epoch": 240}, tmp_path / "a.pth")
+    folder = convert(tmp_path / "a.pth", "resnet14", part="teacher", image_size=40)
+    assert tiny.same(tiny.state(checkpoint.load(folder)[0]), teacher)
+    assert checkpoint.read_meta(folder)["image_size"] == 40
+    assert f"left out: the {len(published_state('resnet8'))} tensors of network" in capsys.readouterr().out
 
 
 # --- it teaches -----------------------------------------------------------------------------------------------------------
@@ -414,6 +450,11 @@ MISTAKES = [
     Mistake(f"{A8} --classes bad.json", "expected a JSON list of names"),
     Mistake(f"{A8} --teacher nowhere", "leave it out", "no projector"),
     Mistake(f"{A8} --out full", "full is not empty"),
+    # parts
+    Mistake(f"{A8} --part teacher", "a.pth holds no 'teacher'; it holds nothing beside its network"),
+    Mistake(f"{A8} --mix 0.5", "--mix is for HeadSharingKD's students", "(it has no `t_head`): leave it out"),
+    Mistake(f"{A8} --mix 2", "--mix: expected the share of the teacher's classifier, above 0 and at most 1, got 2.0"),
+    Mistake(f"{A8} --image-size 4", "--image-size: expected 8 or more pixels, got 4"),
 ]
 
 

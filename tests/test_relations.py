@@ -184,7 +184,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(name: str, hp: dict[str
 
 
 def test_kdsvd_refuses_maps_of_other_channels_and_names_a_way_out() -> None:
-    with pytest.raises(UserError, match=r"agree in channels, student .* teacher .* hp\.kdsvd\.axis=width"):
+    with pytest.raises(UserError, match=r"agree in channels, the student .* teacher .* hp\.kdsvd\.axis=width"):
         tiny.make("kdsvd", {}, teacher="wrn_16_2")
     tiny.make("kdsvd", {"axis": "width"}, teacher="wrn_16_2")
 

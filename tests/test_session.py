@@ -2,6 +2,7 @@
 images are read when the training is over."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def test_the_same_seed_leaves_the_same_bytes_and_numbers(
     first, again = (run(ground, tmp_path / str(i), method, seed=0, disturb=i) for i in (1, 2))
     assert first == again
     assert len(first["lines"]) == 2
+    said = json.loads(first[checkpoint.META])["metrics"]
+    assert said == {"test/images": 20, **{name: first["final"][name] for name in ("test/top1", "test/nll")}}
 
 
 @pytest.mark.parametrize("method", [None, "kd"])

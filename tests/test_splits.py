@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pupil import assemble, checkpoint, config, report
+from pupil import assemble, checkpoint, config, report, rows
 from pupil import settings as settings_of
 from pupil.data import Data, load, prepare
 from pupil.data.base import Content, in_memory
@@ -345,8 +345,8 @@ def test_the_comparison_names_the_teacher_s_own_classes(
     places = [("resnet8", None, None, root / "teacher"), ("resnet8 alone", None, None, tmp_path / "alone")]
     places += [("resnet8 by crd", "resnet8 alone", root / "teacher", tmp_path / "taught")]
     costs = dict.fromkeys(report.COSTS, 1.0)
-    monkeypatch.setattr(report, "cost", lambda net, size: costs)
-    networks = [report.describe(report.Cell(family, base, t, 0, folder), {}) for family, base, t, folder in places]
+    monkeypatch.setattr(rows, "cost", lambda net, size: costs)
+    networks = rows.describe_all([rows.Cell(family, base, t, 0, folder) for family, base, t, folder in places])
     assert all("agreement" not in n for n in networks), "answers about other images agree with nothing"
     text = report.table(report.summarise(networks), report.other_classes(networks))
     assert "| resnet8 [6 classes: 3, 4, 5, 6, 7, ...] |" in text

@@ -15,13 +15,17 @@ from pupil.types import Batch
 
 CLASSES, SIZE, SAMPLES = 4, 16, 20
 QUICK: dict[str, dict[str, Any]] = {  # what makes a method small
-    "crd": {"k": 16, "dim": 8},
+    **{name: {"k": 16, "dim": 8} for name in ("crd", "crdth")},
     **{name: {"init_epochs": 1} for name in ("ab", "fsp")},
     "ft": {"init_epochs": 1, "init_lr": 0.05},
+    "refilled": {"init_epochs": 1, "init_lr": 0.01},
 }
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
+    ("kd", {"head": "init"}),
+    ("crd", {"head": "frozen"}),
     ("thkd", {"mix": 0.3}),
+    ("crdth", {"mix": 0.3, "head": "init"}),
     ("simkd", {"ce": 1.0, "kl": 1.0}),
     ("crd", {"kl": 1.0}),
     ("crd", {"positive": "relax", "bank": "float16"}),
@@ -36,6 +40,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ofd", {"kernel": 3, "kl": 1.0}),
     ("ofd", {"teacher_mode": "train"}),
     ("reviewkd", {"before_relu": True, "warm_up": 1}),
+    ("refilled", {"mode": "tuple", "centres": "local"}),
+    ("refilled", {"then": "simkd"}),
+    ("cskd", {"icv_axis": "samples"}),
+    ("sakd", {"of": "fitnet", "mode": "reverse", "deep_adapters": True}),
+    ("sakd", {"of": "vid", "mode": "both"}),
+    ("sakd", {"of": "rkd", "mode": "random"}),
+    ("sakd", {"of": "sp", "homogeneous": True, "evaluate": "sampled"}),
+    ("sakd", {"mode": "all", "mid": "1:4 2:2", "clusters": "3:0,1/2,3"}),
 ]
 STUDENT = "resnet8"
 TEACHERS = ("resnet14", "wrn_16_1")  # post- and pre-activation; embeddings as wide as the student's

@@ -1,5 +1,7 @@
 """`python -m pupil import`: a published checkpoint becomes a model folder, ready to teach (distill.checkpoint=FOLDER).
 
+`teacher.checkpoint` and `student.checkpoint` do it within the pipeline (`imported`); here are the options beside.
+
 A file holds no class names and no pixel statistics.  --data says where they come from: the folder of prepared data
 gives names, image size, mean and std (the user says by it that the network's outputs are these classes, in this
 order); the name of a data set gives its published size, mean and std.  Without it they are those of the one data set
@@ -20,12 +22,12 @@ from pupil.config import HOME
 from pupil.data import SOURCES, load
 from pupil.methods.base import Setup
 from pupil.methods.simkd import SimKD
-from pupil.models import NETWORKS, build
+from pupil.models import build
 from pupil.net import probe
-from pupil.published import COUNTER, Fit, Published, fit, nearest, read, weights
+from pupil.published import COUNTER, Published, choose, describe, left_out, part_of, read, weights
 from pupil.record import sha256
+from pupil.remix import remix
 from pupil.session import empty_or_new, fresh
-from pupil.settings import nearest as suggestion
 from pupil.types import UserError
 from pupil.untrusted import clip
 
@@ -41,16 +43,35 @@ class Facts(NamedTuple):
     data: dict[str, Any]
 
 
-def adopt(file: Path, arch: str | None, data: str | None, classes: Path | None, teacher: str | None, out: Path | None) -> None:
+def adopt(
+    file: Path,
+    arch: str | None,
+    data: str | None,
+    classes: Path | None,
+    teacher: str | None,
+    out: Path | None,
+    part: str | None = None,
+    mix: float | None = None,
+    image_size: int | None = None,
+) -> None:
     """Reads, matches, writes; prints what it matched and what it left out."""
+    if image_size is not None and image_size < 8:
+        raise UserError(f"--image-size: expected 8 or more pixels, got {image_size}")
+    if mix is not None and find(str(file)).is_dir():
+        given = {"--arch": arch, "--data": data, "--classes": classes, "--part": part, "--image-size": image_size}
+        if unused := [option for option, value in given.items() if value is not None]:
+            raise UserError(f"{file} is a model folder, which says all but --mix: leave out {', '.join(unused)}")
+        remix(find(str(file)), mix, teacher, out)
+        return
     folder = fresh("import") / "model" if out is None else out
     empty_or_new(folder)
-    found = read(file)
+    found = read(file) if part is None else part_of(file, read(file), part)
     match = choose(file, found, arch)
     lender = None if teacher is None else find(teacher)
     if lender is not None and "proj" not in found.beside:
         raise UserError(f"--teacher lends its classifier to a SimKD student; {file} has no projector `proj`: leave it out")
     facts = facts_of(match.classes, data) if lender is None else facts_of_teacher(lender, data)
+    facts = facts if image_size is None else facts._replace(image_size=image_size)
     names = class_names(match.classes if lender is None else len(facts.classes or ()), facts, classes)
     imported = {"layout": found.layout, "sha256": sha256(file)}
     meta: dict[str, Any] = {"network": match.network, "role": "teacher", "method": None, "surgery": {}, "teacher": None}
@@ -58,51 +79,18 @@ def adopt(file: Path, arch: str | None, data: str | None, classes: Path | None, 
     if lender is not None:
         state, changes = simkd(file, found, match.network, state, lender, facts.image_size)
         meta |= changes
+    if mix is not None:
+        state, changes = two_heads(file, found, state, mix)
+        meta |= changes
     meta |= {"classes": names, "image_size": facts.image_size, "mean": facts.mean, "std": facts.std, "data": facts.data}
     checkpoint.save(folder, state, {**meta, "imported": imported, "epoch": None, "selection": None})
-    print_match(file, found, match, lender)
+    print(*describe(file, found, match.network, match.counters), sep="\n")
+    print_left_out(found, lender, mix)
     print(f"{len(names)} classes, {clip(names[0])} to {clip(names[-1])}; {facts.about}")
     if facts.classes is None and classes is None:
         print("the classes are only numbered: to teach with prepared data, import with --data and their folder, or --classes")
     inside = folder.resolve().is_relative_to(HOME.resolve())
     print(f"use it: distill.checkpoint={os.path.relpath(folder, HOME) if inside else folder.resolve()}")
-
-
-def choose(file: Path, found: Published, arch: str | None) -> Fit:
-    """The network asked for, or named in the file, if every tensor fits."""
-    if arch is not None and arch not in NETWORKS:
-        raise UserError(f"--arch: there is no {arch!r}{suggestion(arch, list(NETWORKS))}")
-    name = arch or in_table(found.named)
-    if name is None:
-        fits = nearest(found.state)
-        said = "does not say which network it holds" if found.named is None else f"names {clip(found.named)!r}, not known here"
-        close = " or ".join(f"--arch {f.network}" for f in fits)
-        raise UserError(
-            f"{file} {said}; " + (f"its tensors fit {close}" if not fits[0].wrong else f"the nearest is {differs(fits[0])}")
-        )
-    match = fit(found.state, name)
-    if not match.wrong:
-        return match
-    best = nearest(found.state)
-    close = "they fit --arch " + " or ".join(f.network for f in best)
-    raise UserError(
-        f"{file}: its tensors are not those of {differs(match)}; "
-        + (f"the nearest network is {best[0].network}, {len(best[0].wrong)} differences" if best[0].wrong else close)
-    )
-
-
-def differs(match: Fit) -> str:
-    """A network and what is different, short."""
-    more = f" and {len(match.wrong) - 3} more differences" if len(match.wrong) > 3 else ""
-    return f"{match.network}: {', '.join(match.wrong[:3])}{more}"
-
-
-def in_table(named: str | None) -> str | None:
-    """RepDistiller's vgg8_bn is our vgg8, and so on; None: not in the table."""
-    plain = {name.lower().replace("_", ""): name for name in NETWORKS}
-    if named is None or named in NETWORKS:
-        return named
-    return plain.get(named.removesuffix("_bn").lower().replace("_", "").replace("-", ""))
 
 
 def facts_of(classes: int, data: str | None) -> Facts:
@@ -195,19 +183,22 @@ def simkd(file: Path, found: Published, network: str, state: State, lender: Path
     return net.state_dict(), {"method": "simkd", "surgery": surgery, "teacher": ancestor}
 
 
-def print_match(file: Path, found: Published, match: Fit, lender: Path | None) -> None:
-    print(f"{file}: layout {found.layout}; {match.network}, all {len(found.state)} tensors matched")
-    if match.counters:
-        print(f"{match.counters} counters {COUNTER} are not in the file: they start at 0, which changes no answer")
+def two_heads(file: Path, found: Published, state: State, mix: float) -> tuple[State, dict[str, Any]]:
+    """TH-KD's student with its own classifier and the teacher's, `t_head`; its state dict and its metadata."""
+    head, own = found.beside.get("t_head", {}), state["head.weight"]
+    if not 0 < mix <= 1:
+        raise UserError(f"--mix: expected the share of the teacher's classifier, above 0 and at most 1, got {mix}")
+    if {key: tuple(value.shape) for key, value in head.items()} != {"weight": tuple(own.shape), "bias": (len(own),)}:
+        said = f"its `t_head` is not {tuple(own.shape)} with a bias" if head else "it has no `t_head`"
+        raise UserError(f"--mix is for HeadSharingKD's students, {file} is none ({said}): leave it out")
+    state |= {f"teacher_head.{key}": value.detach().float().contiguous() for key, value in head.items()}
+    return state, {"method": "thkd", "surgery": {"mix": mix, "width": own.shape[1], "classes": len(own)}}
+
+
+def print_left_out(found: Published, lender: Path | None, mix: float | None) -> None:
     if lender is not None:
         print(f"SimKD: encoder, projector and the classifier of {lender}; the student's own classifier is left out")
-    for module, tensors in found.beside.items():
-        if module != "proj":
-            print(f"left out: the {len(tensors)} tensors of {module}")
-        elif lender is None:
-            print(
-                "left out: SimKD's projector; the student's own classifier, which SimKD does not train, answers."
-                " Give --teacher and the teacher's model folder for the network that SimKD deploys"
-            )
-    if found.others:
-        print(f"left out: {', '.join(found.others)}")
+    if mix is not None:
+        print(f"TH-KD: both classifiers answer, the teacher's `t_head` with a share of {mix}")
+    for line in left_out(found, {"proj"} if lender is not None else {"t_head"} if mix is not None else set()):
+        print(line)

@@ -1,8 +1,9 @@
 """Settings -> what a stage needs: prepared data, loaders, networks with their seeds, the frozen teacher, the method."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 from pupil import checkpoint, models
 from pupil.config import HOME
 from pupil.data import Prepared, load
+from pupil.data.memory import choose
+from pupil.data.prepare import TEACHER
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim
+from pupil.fit import Optim, refuse_batch_of_one
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
-from pupil.net import FrozenLinear, Net, probe
+from pupil.net import FrozenLinear, Net, cut, probe
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
@@ -32,12 +35,14 @@ class Job(NamedTuple):
     meta: dict[str, Any]  # of the checkpoint: network, method, surgery, role, teacher
     params: dict[str, Any]  # of the record
     teacher_folder: Path | None
+    imported: Mapping[str, str] | None = None  # layout and SHA-256 of the file, of a network that is not trained
 
 
 class Loaders(NamedTuple):
     train: Resident
     val: Resident
     test: Resident
+    about: str  # where their images are
 
 
 def single(settings: Settings, data: Prepared) -> Job:
@@ -47,10 +52,15 @@ def single(settings: Settings, data: Prepared) -> Job:
     own_seed = settings.seeds[0] if role == "student" else settings.teacher.seed
     seed = own_seed if settings.train.seed is None else settings.train.seed
     optim = settings.optim if role == "student" else settings.teacher.optim
-    settings.refuse_unused("data", "train", "protocol", "prepared", "optim" if role == "student" else "teacher")
+    recipe = ("protocol", "optim", "student") if role == "student" else ("protocol", "teacher")
+    read = recipe if pattern(settings) is None else (f"{role}.checkpoint",)
+    settings.refuse_unused("data", "train", "prepared", "loader", "processes", *read)
     net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
+    if pattern(settings) is None:
+        key = "optim.batch_size" if role == "student" else "teacher.optim.batch_size"
+        refuse_batch_of_one(Alone(net), None, len(data.splits["train"][1]), data.manifest["image_size"], optim.batch_size, key)
     if role != "shkd":
         if settings.train.head_of is not None:
             raise UserError(f"train.head_of has no effect with train.role={role}; only shkd borrows a classifier")
@@ -61,24 +71,30 @@ def single(settings: Settings, data: Prepared) -> Job:
     folder = find(settings.train.head_of or f"out/models/student/{settings.students[0]}/{settings.seeds[0]}")
     lender, lent = checkpoint.load(folder)
     same_classes(lent, data, folder)
-    theirs, ours = lender.head.weight.shape[1], net.head.weight.shape[1]  # type: ignore[union-attr,index]
+    borrowed = FrozenLinear.of(lender.head)
+    theirs, ours = borrowed.weight.shape[1], FrozenLinear.of(net.head).weight.shape[1]
     if theirs != ours:
         raise UserError(
             f"shkd: {network}'s embedding must be as wide as that of {lent['network']}, whose classifier it borrows;"
             f" got {ours} and {theirs}; choose a pair of equal width"
         )
-    net.head = FrozenLinear.of(lender.head)
+    net.head = borrowed
     params |= {"head_of": lent["network"]}
     meta |= {"head": {"network": lent["network"], "sha256": lent["sha256"]}}
     title = f"teacher {network} under {lent['network']}'s classifier (SH-KD)"
     return Job("retrain_teacher", title, Alone(net), None, optim, seed, meta, params, folder)
 
 
+def pattern(settings: Settings) -> str | None:
+    """What is to be imported instead of trained, by the role of stages/train.py."""
+    return {"teacher": settings.teacher.checkpoint, "student": settings.student.checkpoint}.get(settings.train.role)
+
+
 def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
     cell = settings.distill
     network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
-    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared")
+    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes")
     seed = settings.seeds[0] if cell.seed is None else cell.seed
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)
@@ -88,8 +104,14 @@ def distillation(settings: Settings, data: Prepared) -> Job:
             f"{folder} holds a {taught['network']}, but the teacher asked for is {expected};"
             " give distill.teacher or another folder"
         )
-    same_classes(taught, data, folder)
     m, classes = data.manifest, len(data.manifest["classes"])
+    kept = None if taught["classes"] == m["classes"] else outputs(taught["classes"], m.get("unmerged", m["classes"]))
+    if kept is not None:
+        cut(teacher, kept)
+    elif not crosses_tasks(name, settings.hp[name]):
+        if taught["classes"] == m["teacher_classes"] != m["classes"]:
+            refuse_other_classes(name, settings.hp[name])
+        same_classes(taught, data, folder)
     method = build_method(
         name,
         student(network, classes, seed, m["image_size"]),
@@ -98,21 +120,36 @@ def distillation(settings: Settings, data: Prepared) -> Job:
         data.splits["train"][1],
         settings.hp[name],
         seed,
+        settings.optim.batch_size,
     )
+    images = len(data.splits["train"][1])
+    refuse_batch_of_one(method, teacher, images, m["image_size"], settings.optim.batch_size, "optim.batch_size")
     shared = taught["role"] == "shkd"
     label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
     hp = plain(settings.hp[name])
     params = {"role": "distilled", "network": network, "teacher": label, "method": name, "seed": seed}
     params |= {"optim": plain(settings.optim), "hp": hp}
     ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
+    if kept is not None:
+        ancestor |= {"cut": {"kept": kept, "of": len(taught["classes"])}}
+        params |= {"teacher_outputs": f"{classes} of {len(taught['classes'])}"}
     meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
     title = f"{network} by {name} from {label}, seed {seed}"
     return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder)
 
 
-def build_method(name: str, net: Net, teacher: Net, image_size: int, labels: Tensor, hp: Method.Config, seed: int) -> Method:
+def build_method(
+    name: str,
+    net: Net,
+    teacher: Net,
+    image_size: int,
+    labels: Tensor,
+    hp: Method.Config,
+    seed: int,
+    batch_size: int = Setup.batch_size,
+) -> Method:
     """The method around a student; what it initialises has a random stream of its own.  `labels`: of the training set."""
-    setup = Setup(net, teacher, probe(net, image_size), probe(teacher, image_size), labels)
+    setup = Setup(net, teacher, probe(net, image_size), probe(teacher, image_size), labels, batch_size)
     seed_everything("method", seed)
     return METHODS[name](setup, hp)
 
@@ -143,18 +180,19 @@ def prepared(settings: Settings) -> Prepared:
                 f" run dvc repro prepare, or python stages/prepare.py data.{key}={value} out=runs/data"
                 " and give prepared=runs/data"
             )
-    return data
+    own = folder / TEACHER
+    return load(own) if settings.train.role == "teacher" and own.exists() else data
 
 
-def loaders(data: Prepared, batch_size: int, seed: int, device: torch.device) -> Loaders:
+def loaders(
+    data: Prepared, batch_size: int, seed: int, device: torch.device, loader: str = "auto", two_views: bool = False
+) -> Loaders:
     m = data.manifest
     augment = Augment(m["augment"]["pad"], m["augment"]["flip"])
-    train, val, test = (data.splits[name] for name in ("train", "val", "test"))
-    return Loaders(
-        Resident(*train, m["mean"], m["std"], batch_size, device, seed, augment),
-        Resident(*val, m["mean"], m["std"], 256, device),
-        Resident(*test, m["mean"], m["std"], 256, device),
-    )
+    kind, about = choose(loader, sum(pixels.bytes for pixels in data.pixels.values()), device)
+    train, val, test = ((data.pixels[name], data.splits[name][1], m["mean"], m["std"]) for name in ("train", "val", "test"))
+    shown = kind(*train, batch_size, device, seed, augment, two_views)
+    return Loaders(shown, kind(*val, 256, device), kind(*test, 256, device), about)
 
 
 def pick_device(name: str) -> torch.device:
@@ -170,6 +208,27 @@ def pick_device(name: str) -> torch.device:
     if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(f"device: there are {torch.cuda.device_count()} GPUs, got {name!r}")
     return device
+
+
+def outputs(theirs: Sequence[Any], wanted: Sequence[Any]) -> list[int] | None:
+    """Where the students' classes are among the teacher's outputs, in the students' order; None if one is missing."""
+    return [theirs.index(name) for name in wanted] if set(wanted) <= set(theirs) else None
+
+
+def crosses_tasks(name: str, hp: Method.Config) -> bool:
+    """Whether a teacher of other classes can teach with this method and these weights."""
+    return METHODS[name].crosses_tasks(hp)
+
+
+def refuse_other_classes(name: str, hp: Method.Config) -> NoReturn:
+    """The teachers have classes of their own, by the settings, and the method compares classes."""
+    setting = "kl" if hp.kl else "head" if hp.head != "own" else "then"  # refilled's second phase
+    term = name if METHODS[name].needs_same_classes else f"{name} with hp.{name}.{setting}={getattr(hp, setting)}"
+    others = ", ".join(other for other, method in METHODS.items() if crosses_tasks(other, method.Config()))
+    raise UserError(
+        f"{term} needs a teacher of the student's classes, more or not, and data.teacher_classes or data.overlap gives others;"
+        f" use a method on maps or embeddings: {others}"
+    )
 
 
 def same_classes(meta: dict[str, Any], data: Prepared, folder: Path) -> None:

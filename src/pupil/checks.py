@@ -1,11 +1,15 @@
 """Which settings are possible: names are in the tables, numbers in their ranges.  Every stage checks all of the page."""
 
+import re
+from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pupil import models
 from pupil.data import SOURCES
 from pupil.data import check as check_data
+from pupil.data.memory import LOADERS
 from pupil.fit import Optim
 from pupil.methods import METHODS
 from pupil.settings import Settings
@@ -53,14 +57,19 @@ def check(s: Settings) -> None:
         ("distill.seed", s.distill.seed),
     ):
         within(path, seed, seed is None or seed >= 0, "0 or more")
+    a_pattern("teacher.checkpoint", s.teacher.checkpoint, s.teachers, ("network",))
+    a_pattern("student.checkpoint", s.student.checkpoint, s.students, ("network", "seed"))
     check_optim("optim", s.optim)
     check_optim("teacher.optim", s.teacher.optim)
     for name, hp in s.hp.items():
         within(f"hp.{name}.T", hp.T, hp.T > 0, "greater than 0")
         for weight in ("ce", "kl", "beta"):
             within(f"hp.{name}.{weight}", getattr(hp, weight), getattr(hp, weight) >= 0, "0 or more")
+        one_of(f"hp.{name}.head", hp.head, ("own", "init", "frozen"))
         if not (hp.ce or hp.kl or hp.beta):
             raise UserError(f"hp.{name}: ce, kl and beta are all 0, so there is nothing to train on")
+    one_of("loader", s.loader, LOADERS)
+    within("processes", s.processes, s.processes >= 1, "1 or more")
     if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")
 
@@ -73,10 +82,32 @@ def check_optim(path: str, o: Optim) -> None:
     within(f"{path}.weight_decay", o.weight_decay, o.weight_decay >= 0, "0 or more")
     within(f"{path}.gamma", o.gamma, 0 < o.gamma <= 1, "above 0, at most 1")
     one_of(f"{path}.schedule", o.schedule, ("step", "cosine"))
+    one_of(f"{path}.optimizer", o.optimizer, ("sgd", "dot"))
+    if o.optimizer == "dot":
+        within(f"{path}.dot_delta", o.dot_delta, 0 <= o.dot_delta <= o.momentum < 1 - o.dot_delta, "momentum +- delta in 0..1")
+        within(f"{path}.nesterov", o.nesterov, not o.nesterov, "false with optimizer dot")
     if list(o.milestones) != sorted(set(o.milestones)) or any(m < 1 for m in o.milestones):
         raise UserError(f"{path}.milestones: expected epochs in rising order, got {list(o.milestones)}")
     if o.nesterov and not o.momentum:
         raise UserError(f"{path}.nesterov needs a momentum above 0, got {o.momentum}")
+
+
+def a_pattern(path: str, text: str | None, networks: Sequence[str], known: Sequence[str]) -> None:
+    """A path in which {network} stands for each network's name."""
+    if text is None:
+        return
+    if not text.strip():
+        raise UserError(f"{path}: expected the path of a file or of a model folder, or null, got {text!r}")
+    if Path(text).parts[0] == "out":
+        raise UserError(f"{path}: {text!r} is where the pipeline writes, and DVC clears it; copy the folder to another place")
+    for name in re.findall(r"\{(\w*)\}", text):
+        if name not in known:
+            raise UserError(f"{path}: {{{name}}} stands for nothing; known: {', '.join(f'{{{k}}}' for k in known)}")
+    if len(networks) > 1 and "{network}" not in text:
+        raise UserError(
+            f"{path}: {text!r} is one network for {len(networks)} names ({', '.join(networks)});"
+            " write {network} where their paths differ"
+        )
 
 
 def within(path: str, value: Any, fine: bool, expected: str) -> None:

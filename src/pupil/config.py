@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pupil import distributed
 from pupil.checks import check
-from pupil.methods import METHODS
-from pupil.settings import Settings, all_keys, convert, defaults, nearest, overlay
+from pupil.settings import Settings, all_keys, configured, convert, defaults, nearest, overlay
 from pupil.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # where the code is
@@ -28,6 +28,7 @@ HOME = Path(os.environ.get("DVC_ROOT", ROOT))  # the real checkout, also inside 
 
 def launch(stage: Callable[[Settings], None]) -> None:
     """Run a stage script: settings from params.yaml and the command line; a user's mistake is one line and status 2."""
+    distributed.hush()
     with user_errors():
         argv = words(sys.argv[1:])
         if argv[:1] == ["--config"]:
@@ -66,9 +67,13 @@ def user_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception:
+        distributed.give_way()
+        raise
 
 
 def fail(error: Exception) -> NoReturn:
+    distributed.give_way()
     sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
     sys.stderr.flush()
     sys.exit(2)
@@ -161,6 +166,8 @@ def from_json(args: Sequence[str]) -> Settings:
             node[last] = json.loads(value)
         except json.JSONDecodeError:
             node[last] = value
+        if key.startswith("hp.") and last == "preset":  # the file gives every value, which would win over the preset
+            node |= dict.fromkeys(node.keys() - {"preset"})
         given.append(key)
     return resolve(tree, tuple(given))
 
@@ -204,7 +211,7 @@ def resolve(tree: Mapping[str, Any], given: tuple[str, ...] = ()) -> Settings:
     """Plain values -> checked settings."""
     refuse_interpolation(tree, "settings")
     tree = overlay(defaults(), tree)  # once more: an override may have put a number where a section was
-    hp = {name: convert(METHODS[name].Config, row, f"hp.{name}") for name, row in tree.pop("hp").items()}
+    hp = {name: configured(name, row) for name, row in tree.pop("hp").items()}
     settings = dataclasses.replace(convert(Settings, tree, ""), hp=hp, given=given)
     check(settings)
     return settings

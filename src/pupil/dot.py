@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pupil.distributed import average
 from pupil.types import Term, Terms
 
 Gradients = Sequence[Tensor | None]  # one per parameter, in the order of the groups
@@ -68,4 +69,4 @@ def split(terms: Terms) -> tuple[list[Term], list[Term]]:
 
 def gradients(terms: list[Term], parameters: list[Tensor], keep: bool = False) -> Gradients:
     total = torch.stack([term.weight * term.raw for term in terms]).sum()
-    return torch.autograd.grad(total, parameters, retain_graph=keep, allow_unused=True)
+    return average(torch.autograd.grad(total, parameters, retain_graph=keep, allow_unused=True))

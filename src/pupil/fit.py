@@ -4,14 +4,16 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
 
+from pupil import distributed
 from pupil.dot import DOT
-from pupil.methods.base import Loss, Phase
+from pupil.methods.base import Answers, Loss, Measure, Phase
 from pupil.net import Net, evaluating
 from pupil.types import Batch, Features, Loader, Terms, UserError
 
@@ -28,6 +30,7 @@ class Trainable(Protocol):
 
     def phases(self) -> list[Phase]: ...
     def observed(self) -> dict[str, Tensor]: ...
+    def answers(self) -> Answers: ...
     def requires_grad_(self, requires_grad: bool = True) -> nn.Module: ...
     def eval(self) -> nn.Module: ...
     def __call__(self, batch: Batch, t: Any, loss: Loss) -> Terms: ...
@@ -82,6 +85,7 @@ def fit(
         optimizer, scheduler = make_optimizer(phase, optim)
         epochs = phase.epochs or optim.epochs
         best_val = -1.0  # an earlier phase's best is not the best of a trained student
+        decides = "val/top1" if phase.best_by is None else f"val/{phase.best_by[0]}"
         for epoch in range(1, epochs + 1):
             done += 1
             start = time.perf_counter()
@@ -93,14 +97,17 @@ def fit(
             values |= {f"{phase.name}/{name}": x.item() for name, x in method.observed().items() if x.dim() == 0}
             values["lr"] = optimizer.param_groups[0]["lr"]
             values["images_per_second"] = train.samples / (time.perf_counter() - start)
-            values |= {f"val/{name}": v for name, v in score(method.student, val).items()}
-            if values["val/top1"] >= best_val:  # of equals the later
-                best_val, best_epoch, best = values["val/top1"], done, snapshot(method.student)
+            values |= {f"val/{name}": v for name, v in score(method.student, val, phase.best_by).items()}
+            values |= {f"val/{name}/top1": v for name, v in score_answers(method, val).items()}
+            if values[decides] >= best_val:  # of equals the later
+                best_val, best_epoch, best = values[decides], done, snapshot(method.student)
             if papers_test is not None:
                 values["papers_protocol/test_top1"] = score(method.student, papers_test)["top1"]
                 best_test = max(best_test or 0.0, values["papers_protocol/test_top1"])
             log(values, done)
             scheduler.step()
+        if phase.best_by is not None:
+            method.student.load_state_dict(best)
     method.requires_grad_(False).eval()
     return Trained(snapshot(method.student), best, best_epoch, best_test)
 
@@ -143,6 +150,7 @@ def step(
     else:
         optimizer.zero_grad(set_to_none=True)
         torch.stack([term.weight * term.raw for term in terms.values()]).sum().backward()
+        distributed.average_gradients(optimizer)
         optimizer.step()
     return terms
 
@@ -154,7 +162,8 @@ def gradient_norms(terms: Terms, student: Net) -> dict[str, Tensor]:
     for name, term in terms.items():
         if trunk and term.raw.requires_grad:
             found = torch.autograd.grad(term.weight * term.raw, trunk, retain_graph=True, allow_unused=True)
-            norms[name] = torch.stack([g.norm() for g in found if g is not None] or [torch.zeros(())]).norm()
+            found = [g.norm() for g in distributed.average(found) if g is not None]
+            norms[name] = torch.stack(found or [torch.zeros(())]).norm()
     return norms
 
 
@@ -211,9 +220,17 @@ def make_optimizer(phase: Phase, optim: Optim) -> tuple[torch.optim.Optimizer, L
         sgd = torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov)
     if phase.constant:
         return sgd, ConstantLR(sgd, 1.0)
-    if optim.schedule == "cosine":
-        return sgd, CosineAnnealingLR(sgd, phase.epochs or optim.epochs)
+    if (phase.schedule or optim.schedule) == "cosine":
+        return sgd, CosineAnnealingLR(sgd, phase.epochs or optim.epochs, phase.floor * lr)
+    if any(g.early != 1 for g in phase.train):
+        return sgd, LambdaLR(sgd, [partial(by_steps, optim, g.early) for g in phase.train])
     return sgd, MultiStepLR(sgd, list(optim.milestones), optim.gamma)
+
+
+def by_steps(optim: Optim, early: float, done: int) -> float:
+    """What the learning rate is multiplied by after so many epochs."""
+    drops = sum(milestone <= done for milestone in optim.milestones)
+    return optim.gamma**drops if drops else early
 
 
 def summary(raws: Tensor, weights: dict[str, float], phase: Phase, epoch: int) -> dict[str, float]:
@@ -237,18 +254,32 @@ def snapshot(net: nn.Module) -> State:
     return {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
 
 
-def score(net: nn.Module, batches: Loader) -> dict[str, float]:
-    """Top-1 in percent and mean negative log-likelihood in nats."""
+def score(net: Net, batches: Loader, measure: Measure | None = None) -> dict[str, float]:
+    """Top-1 in percent, mean negative log-likelihood in nats, and what `measure` says of the embeddings."""
     logits, labels = predict(net, batches)
     nll = nn.functional.cross_entropy(logits, labels).item()
-    return {"top1": 100 * (logits.argmax(1) == labels).double().mean().item(), "nll": nll}
+    values = {"top1": 100 * (logits.argmax(1) == labels).double().mean().item(), "nll": nll}
+    if measure is not None:
+        values[measure[0]] = measure[1](*outputs(net, batches, lambda images: net.features(images).embedding))
+    return values
+
+
+def score_answers(method: Trainable, batches: Loader) -> dict[str, float]:
+    """Top-1 in percent of what a method answers by other ways than its student."""
+    found = {name: outputs(cast(nn.Module, method), batches, answer) for name, answer in method.answers().items()}
+    return {name: 100 * (z.argmax(1) == labels).double().mean().item() for name, (z, labels) in found.items()}
+
+
+def predict(net: nn.Module, batches: Loader) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and labels (N,) of a split in its own order, on the CPU; the network's mode is left as it was."""
+    return outputs(net, batches, net)
 
 
 @torch.inference_mode()
-def predict(net: nn.Module, batches: Loader) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and labels (N,) of a split in its own order, on the CPU; the network's mode is left as it was."""
+def outputs(net: nn.Module, batches: Loader, answer: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Answers (N, ...) and labels (N,), as `predict`."""
     with evaluating(net):
-        pairs = [(net(b.images).float(), b.labels) for b in batches.epoch(0)]
-    logits, labels = torch.cat([z for z, _ in pairs]).cpu(), torch.cat([y for _, y in pairs]).cpu()
+        pairs = [(answer(b.images).float(), b.labels) for b in batches.epoch(0)]
+    answers, labels = torch.cat([a for a, _ in pairs]).cpu(), torch.cat([y for _, y in pairs]).cpu()
     assert len(labels) == batches.samples, "every sample is counted once"
-    return logits, labels
+    return answers, labels

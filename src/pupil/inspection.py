@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from pupil import measures
-from pupil.assemble import build_method, find, pick_device, student
-from pupil.data import SOURCES, load
-from pupil.data.draw import class_indices
-from pupil.fit import step
+from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
+from pupil.data import SOURCES, Data, load
+from pupil.data.classes import class_sets
+from pupil.fit import refuse_batch_of_one, step
+from pupil.imported import look
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
+from pupil.models.external import unwatched
 from pupil.models.taps import External
-from pupil.net import Net, probe
+from pupil.net import Net, cut, probe
 from pupil.settings import Settings, plain
 from pupil.types import Batch, UserError
 
@@ -23,6 +25,9 @@ class Outline(NamedTuple):
     """What can be known of the data before it is prepared."""
 
     classes: int
+    teacher_classes: int
+    apart: bool  # whether the teachers have classes of their own
+    kept: list[int] | None  # where the students' are among these, if they are
     image_size: int
     training_images: int
     about: str
@@ -36,17 +41,28 @@ def check(settings: Settings) -> None:
     labels = torch.arange(outline.training_images) % outline.classes
     for role, names in (("teacher", settings.teachers), ("student", settings.students)):
         for name in names:
-            print_network(role, name, outline)
+            print_network(role, name, outline.teacher_classes if role == "teacher" else outline.classes, outline.image_size)
+    for line in look(settings, outline.teacher_classes, outline.classes, outline.image_size):
+        print(line)
     for name in dict.fromkeys(settings.students):
         alone = Alone(student(name, outline.classes, 0, outline.image_size))
         print_step(f"{name} alone", alone, None, outline, settings.optim.batch_size)
     for teacher_name in settings.teachers:
-        teacher = student(teacher_name, outline.classes, 0, outline.image_size).eval().requires_grad_(False)
+        teacher = student(teacher_name, outline.teacher_classes, 0, outline.image_size).eval().requires_grad_(False)
+        if not outline.apart and settings.teacher.checkpoint is None:
+            each = outline.training_images, outline.image_size, settings.teacher.optim.batch_size, "teacher.optim.batch_size"
+            refuse_batch_of_one(Alone(teacher), None, *each)
+        if outline.kept is not None:
+            cut(teacher, outline.kept)
         for name in settings.students:
             for method_name in settings.methods:
+                other_classes = outline.apart and outline.kept is None
+                if other_classes and not crosses_tasks(method_name, settings.hp[method_name]):
+                    refuse_other_classes(method_name, settings.hp[method_name])
                 net = student(name, outline.classes, 0, outline.image_size)
-                method = build_method(method_name, net, teacher, outline.image_size, labels, settings.hp[method_name], 0)
-                print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, settings.optim.batch_size)
+                hp, batch_size = settings.hp[method_name], settings.optim.batch_size
+                method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
     check_shkd(settings, outline)
     n = count(settings)
     print(f"fine: {n} trainings are configured")
@@ -54,7 +70,8 @@ def check(settings: Settings) -> None:
 
 def count(s: Settings) -> int:
     students, cells = len(s.students) * len(s.seeds), len(s.students) * len(s.seeds) * len(s.methods)
-    return len(s.teachers) + len(s.shkd) * len(s.students) + students + (len(s.teachers) + len(s.shkd)) * cells
+    imported = (len(s.teachers) if s.teacher.checkpoint else 0) + (students if s.student.checkpoint else 0)
+    return len(s.teachers) - imported + len(s.shkd) * len(s.students) + students + (len(s.teachers) + len(s.shkd)) * cells
 
 
 def check_shkd(settings: Settings, outline: Outline) -> None:
@@ -83,33 +100,61 @@ def outline_of(settings: Settings) -> Outline:
                 raise UserError(
                     f"the images in {config.path} have changed since they were prepared; run dvc repro --force prepare"
                 )
-            text = f"data: {m['name']}, {len(m['classes'])} classes, {m['counts']} images of {m['image_size']} pixels, prepared"
-            return Outline(len(m["classes"]), m["image_size"], m["counts"]["train"], text)
+            theirs, apart = m["teacher_classes"] or m["classes"], bool(m["teacher_classes"])
+            kept = outputs(theirs, m.get("unmerged", m["classes"])) if apart else None
+            about = f"{len(m['classes'])} classes{beside(len(theirs), apart, kept)}"
+            text = f"data: {m['name']}, {about}, {m['counts']} images of {m['image_size']} pixels, prepared"
+            return Outline(len(m["classes"]), len(theirs), apart, kept, m["image_size"], m["counts"]["train"], text)
     names = tuple(str(k) for k in range(source.classes or 0)) if content is None else content.classes
-    given = config.classes
-    if content is None and isinstance(given, tuple) and any(isinstance(name, str) for name in given):
-        classes = len(given)  # the names are known when the data are there
+    lists = [given for given in (config.classes, config.teacher_classes) if isinstance(given, tuple)]
+    if content is None and any(isinstance(name, str) for given in lists for name in given):
+        classes = how_many(config.classes, len(names))  # the names are known when the data are there
+        apart = config.teacher_classes is not None
+        theirs = how_many(config.teacher_classes, len(names)) if apart else classes
+        kept = guess(config, theirs, classes) if apart else None
     else:
-        classes = len(class_indices(config, names))
+        sets = class_sets(config, names)
+        classes, theirs, apart = len(sets.student), len(sets.teacher), sets.apart
+        kept = outputs(sets.teacher, sets.student) if apart else None
     images = config.train_images or (config.per_class or 50) * classes
-    text = f"data: {config.name}, {classes} classes, images of {config.image_size} pixels; not prepared yet"
-    return Outline(classes, config.image_size, images, text)
+    about = f"{classes} classes{beside(theirs, apart, kept)}"
+    text = f"data: {config.name}, {about}, images of {config.image_size} pixels; not prepared yet"
+    return Outline(classes, theirs, apart, kept, config.image_size, images, text)
 
 
-def print_network(role: str, name: str, outline: Outline) -> None:
-    net = student(name, outline.classes, 0, outline.image_size)
-    f = probe(net, outline.image_size)
+def how_many(given: int | str | tuple[int | str, ...] | None, of: int) -> int:
+    return len(given) if isinstance(given, tuple) else given if isinstance(given, int) else of
+
+
+def guess(config: Data, theirs: int, classes: int) -> list[int] | None:
+    """`Outline.kept` before the names are known; where that leaves it open, as if the students' were there."""
+    ours, given = config.classes, config.teacher_classes
+    if isinstance(ours, tuple) and isinstance(given, tuple) and len({type(name) for name in (*ours, *given)}) == 1:
+        return outputs(given, ours)
+    return list(range(classes)) if classes <= theirs else None
+
+
+def beside(classes: int, apart: bool, kept: list[int] | None) -> str:
+    return f" (teachers: {classes} {'of their own' if kept is None else 'and these among them'})" if apart else ""
+
+
+def print_network(role: str, name: str, classes: int, image_size: int) -> None:
+    net = student(name, classes, 0, image_size)
+    f = probe(net, image_size)
     taps = "  ".join("x".join(str(n) for n in tap.shape[1:]) for tap in f.taps)
-    cost = f"{measures.parameters(net):,} parameters, {measures.macs(net.eval(), outline.image_size) / 1e6:,.1f} MMACs"
+    cost = f"{measures.parameters(net):,} parameters, {measures.macs(net.eval(), image_size) / 1e6:,.1f} MMACs"
     print(f"{role} {name}: {cost}\n  taps (stem, stages, embedding): {taps}")
     if isinstance(net, External):
         print(f"  found at: {'  '.join(net.found)}")
+    if line := unwatched(name):
+        print(f"  {line}")
 
 
 def print_step(title: str, method: Method | Alone, teacher: Net | None, outline: Outline, batch_size: int) -> None:
-    """One step on two images, for what only a step can show."""
+    """One step on two images, for what only a step can show; and one on one image, if a batch will be of one."""
+    refuse_batch_of_one(method, teacher, outline.training_images, outline.image_size, batch_size, "optim.batch_size")
     images = torch.randn(2, 3, outline.image_size, outline.image_size)
-    batch = Batch(images, torch.tensor([0, 1]) % outline.classes, torch.tensor([0, 1]))
+    batch = Batch(images, torch.tensor([0, 1]) % outline.classes, torch.tensor([0, 1]), strong=images)
     kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:

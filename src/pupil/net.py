@@ -1,12 +1,13 @@
 """The only network class: stem, stages, neck, global average pool, head."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pupil.types import Features
+from pupil.types import Features, UserError
 
 
 class Stage(nn.Module):
@@ -32,6 +33,14 @@ class Stage(nn.Module):
         pre = self.norm(x)
         return pre, x, self.act(pre)
 
+    def to_map(self, x: Tensor) -> Tensor:
+        """The first half of `forward`: what comes in -> the map, as it is before `view`."""
+        return self.blocks(x) if self.norm is not None else self.act(self.blocks(x))
+
+    def onward(self, x: Tensor) -> Tensor:
+        """The second half: a map -> what goes on."""
+        return x if self.norm is None else self.act(self.norm(x))
+
 
 class GlobalPool(nn.Module):
     """(B, C, H, W) -> what is pooled, as it is, and its mean (B, C)."""
@@ -44,6 +53,7 @@ class Net(nn.Module):
     """A classifier whose taps are outputs: no hooks, so it compiles as one graph."""
 
     name = ""  # of a network from elsewhere
+    classifiers: ClassVar[tuple[str, ...]] = ("head",)  # the submodules that make logits
     pools_last = True  # whether the embedding is the mean of the last map, as SimKD needs of a teacher
 
     def __init__(
@@ -87,15 +97,29 @@ class FrozenLinear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features))
 
     @classmethod
-    def of(cls, head: nn.Module) -> "FrozenLinear":
-        """A frozen copy of a linear classifier."""
-        assert isinstance(head, nn.Linear | FrozenLinear)
-        frozen = cls(head.weight.shape[1], head.weight.shape[0])
-        frozen.load_state_dict(head.state_dict())
-        return frozen.to(head.weight.device)
+    def of(cls, head: nn.Module, classes: Sequence[int] | None = None) -> "FrozenLinear":
+        """A frozen copy of a linear classifier, or of the outputs `classes`; a bias that it has not is zero."""
+        if not isinstance(head, nn.Linear | FrozenLinear):
+            raise UserError(
+                f"a classifier that is a {type(head).__name__} can be neither lent nor cut to some classes, an nn.Linear can;"
+                " use data.teacher_classes=null and a method that lends no classifier, such as kd"
+            )
+        frozen = cls(head.weight.shape[1], len(head.weight if classes is None else classes)).to(head.weight.device)
+        kept = slice(None) if classes is None else list(classes)
+        with torch.no_grad():
+            frozen.weight.copy_(head.weight[kept])
+            if head.bias is not None:
+                frozen.bias.copy_(head.bias[kept])
+        return frozen.train(head.training)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
+
+
+def cut(net: Net, classes: Sequence[int]) -> None:
+    """Leaves a network those of its outputs, in that order: its softmax is then renormalised over them."""
+    for name in net.classifiers:
+        net.set_submodule(name, FrozenLinear.of(net.get_submodule(name), classes))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pupil import distributed
 from pupil.config import HOME
 from pupil.data import prepare
 from pupil.data.prepare import TEACHER
@@ -19,6 +20,7 @@ from pupil.types import UserError
 
 def run(settings: Settings) -> None:
     """Prepares, tells and records.  What fails leaves no record: nothing was prepared."""
+    distributed.refuse("prepare")
     place, started = where(settings), time.time()
     manifest = prepare(settings.data, place.out)
     tell(manifest, place.out)

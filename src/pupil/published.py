@@ -1,10 +1,10 @@
-"""Checkpoints of published code: their layouts, and their tensors matched with a network of the table.
+"""Checkpoints of published code: their layouts, and their tensors matched with a network.
 
 The layouts (where the weights lie, which prefixes their keys have) are those of RepDistiller, SimKD, HeadSharingKD,
 spot-adaptive KD, CSKD, REFILLED and mdistiller; any other file may hold a plain state dict, as torchvision's do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from pupil.models import NETWORKS, build, published_key
+from pupil.models.taps import native_state
+from pupil.net import Net
+from pupil.settings import nearest as suggestion
 from pupil.types import UserError
 from pupil.untrusted import clip, read_untrusted
 
@@ -39,6 +42,7 @@ class Published(NamedTuple):
     beside: dict[str, dict[str, Tensor]]  # other modules' tensors: `proj`, `t_head`, `teacher`, ...
     others: list[str]  # what else is in the file: optimizer, epoch, ...
     named: str | None  # the architecture, if the file says so
+    data: str | None = None  # the data set, if the file says so
 
 
 class Fit(NamedTuple):
@@ -75,7 +79,17 @@ def unwrap(path: Path, raw: Mapping[Any, Any], named: str | None) -> Published:
                 module, _, rest = key.partition(".")
                 beside.setdefault(clip(module), {})[rest] = state.pop(key)
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return Published(layout, state, beside, others, named)
+    data = getattr(raw.get("opt"), "dataset", None)
+    return Published(layout, state, beside, others, named, data if isinstance(data, str) else None)
+
+
+def part_of(file: Path, found: Published, part: str) -> Published:
+    """Another module of the file instead of its network, such as mdistiller's `teacher`."""
+    if part not in found.beside:
+        there = ", ".join(found.beside) or "nothing beside its network"
+        raise UserError(f"--part: {file} holds no {part!r}; it holds {there}")
+    rest = {name: tensors for name, tensors in found.beside.items() if name != part}
+    return found._replace(state=found.beside[part], beside={"network": found.state, **rest}, named=None)
 
 
 def tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -109,7 +123,7 @@ def fit(state: Mapping[str, Tensor], network: str) -> Fit:
     if head is not None and head.ndim == 4 and head.shape[2:] == (1, 1):  # mdistiller's MobileNetV2: a 1x1 convolution
         head = ours["head.weight"] = head.flatten(1)
     classes = head.shape[0] if head is not None and head.ndim == 2 and head.numel() else 100
-    expected = {key: (classes, *shape[1:]) if key.startswith("head.") else shape for key, shape in shapes(network).items()}
+    expected = shapes(network, classes)
     filled, counters = {}, 0
     wrong += [f"{clip(origin[key])} is left over" for key in ours if key not in expected]
     for key, shape in expected.items():
@@ -124,6 +138,22 @@ def fit(state: Mapping[str, Tensor], network: str) -> Fit:
     return Fit(network, classes, filled, counters, wrong)
 
 
+def fit_native(state: Mapping[str, Tensor], name: str, net: Net, classes: int) -> Fit:
+    """A state dict held against a network from elsewhere (torchvision's, timm's, one's own), which has its keys."""
+    native = native_state(net)
+    needed = native.keys() - getattr(net, "unused", {}).keys()
+    wrong = [f"{clip(key)} is left over" for key in state if key not in native]
+    wrong += [f"{key} is missing" for key in native if key in needed - state.keys() and not key.endswith(COUNTER)]
+    both = [key for key in native if key in state]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(native[key].shape)}"
+        for key in both
+        if state[key].shape != native[key].shape
+    ]
+    counters = sum(key.endswith(COUNTER) for key in needed - state.keys())
+    return Fit(name, classes, {key: state[key] for key in both}, counters, wrong)
+
+
 def weights(path: Path, found: Fit) -> dict[str, Tensor]:
     """A state dict of our own: float32, no memory shared with the file's."""
     if sick := [key for key, value in found.state.items() if not value.isfinite().all()]:
@@ -133,13 +163,78 @@ def weights(path: Path, found: Fit) -> dict[str, Tensor]:
 
 
 @cache
-def shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Of the network's tensors, for one class."""
+def shapes(network: str, classes: int = 1) -> dict[str, tuple[int, ...]]:
+    """Of the network's tensors; nothing is drawn or held."""
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in build(network, 1).state_dict().items()}
+        return {key: tuple(value.shape) for key, value in build(network, classes).state_dict().items()}
 
 
 def nearest(state: Mapping[str, Tensor]) -> list[Fit]:
     """All networks whose tensors these are; else the one that differs least."""
     fits = sorted((fit(state, network) for network in NETWORKS), key=lambda f: len(f.wrong))
     return [f for f in fits if not f.wrong] or fits[:1]
+
+
+def choose(file: Path, found: Published, arch: str | None) -> Fit:
+    """The network asked for, or named in the file, if every tensor fits."""
+    if arch is not None and arch not in NETWORKS:
+        raise UserError(f"--arch: there is no {arch!r}{suggestion(arch, list(NETWORKS))}")
+    name = arch or in_table(found.named)
+    if name is None:
+        fits = nearest(found.state)
+        said = "does not say which network it holds" if found.named is None else f"names {clip(found.named)!r}, not known here"
+        close = " or ".join(f"--arch {f.network}" for f in fits)
+        raise UserError(
+            f"{file} {said}; " + (f"its tensors fit {close}" if not fits[0].wrong else f"the nearest is {differs(fits[0])}")
+        )
+    return matched(file, found, name, "--arch ")
+
+
+def matched(file: Path, found: Published, network: str, option: str = "") -> Fit:
+    """Every tensor in its place in a network of the table; `option`: what is typed before another network's name."""
+    match = fit(found.state, network)
+    if not match.wrong:
+        return match
+    best = nearest(found.state)
+    close = f"they fit {option}" + f" or {option}".join(f.network for f in best)
+    raise UserError(
+        f"{file}: its tensors are not those of {differs(match)}; "
+        + (f"the nearest network is {best[0].network}, {len(best[0].wrong)} differences" if best[0].wrong else close)
+    )
+
+
+def differs(match: Fit) -> str:
+    """A network and what is different, short."""
+    more = f" and {len(match.wrong) - 3} more differences" if len(match.wrong) > 3 else ""
+    return f"{match.network}: {', '.join(match.wrong[:3])}{more}"
+
+
+def in_table(named: str | None) -> str | None:
+    """RepDistiller's vgg8_bn is our vgg8, and so on; None: not in the table."""
+    plain = {name.lower().replace("_", ""): name for name in NETWORKS}
+    if named is None or named in NETWORKS:
+        return named
+    return plain.get(named.removesuffix("_bn").lower().replace("_", "").replace("-", ""))
+
+
+def describe(file: Path, found: Published, network: str, counters: int) -> list[str]:
+    """What was matched."""
+    lines = [f"{file}: layout {found.layout}; {network}, all {len(found.state)} tensors matched"]
+    if counters:
+        lines.append(f"{counters} counters {COUNTER} are not in the file: they start at 0, which changes no answer")
+    return lines
+
+
+def left_out(found: Published, used: Set[str] = frozenset()) -> list[str]:
+    """What the file holds beside the network and nobody used."""
+    lines = []
+    for module, tensors in found.beside.items():
+        if module == "proj" and module not in used:
+            lines.append(
+                "left out: SimKD's projector; the student's own classifier, which SimKD does not train, answers. For the"
+                " network that SimKD deploys: python -m pupil import with --teacher and the teacher's model folder"
+            )
+        elif module not in used:
+            hint = "; with both classifiers: python -m pupil import with --mix W" if module == "t_head" else ""
+            lines.append(f"left out: the {len(tensors)} tensors of {module}{hint}")
+    return lines + ([f"left out: {', '.join(found.others)}"] if found.others else [])

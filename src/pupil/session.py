@@ -1,6 +1,5 @@
 """One training from first to last: fit, record, checkpoint, the one reading of the test split, pictures, tracking."""
 
-import contextlib
 import os
 import time
 import uuid
@@ -11,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pupil import checkpoint, figures, measures
+from pupil import checkpoint, distributed, figures, measures
 from pupil.arrays import save_arrays
 from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
 from pupil.config import HOME, pipeline_key
 from pupil.data import Prepared
-from pupil.fit import Trained, fit, predict
+from pupil.divided import divided
+from pupil.fit import Log, Trained, Watch, fit, predict, score_answers
+from pupil.machine import describe, usage
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
 from pupil.settings import Settings, plain
@@ -35,9 +36,14 @@ class Where(NamedTuple):
 
 def run(job: Job, data: Prepared, settings: Settings) -> None:
     """Train, and leave a model folder and a record folder."""
-    device = pick_device(settings.device)
+    if distributed.rank():
+        follow(job, data, settings)
+        return
     place = where(settings, job.stage)
-    feeds = loaders(data, job.optim.batch_size, job.seed, device)
+    distributed.spread(settings.processes)
+    device = distributed.join(pick_device(settings.device))
+    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
+    print(f"{job.title}: {feeds.about}", flush=True)
     to_device(job, device)
     progress = Progress(job.title, len(feeds.train))
     record, stream = open_record(job, data, settings, place, device)
@@ -50,9 +56,7 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
     outputs: dict[str, str] = {}
     status = "FAILED"
     try:
-        seed_everything("training", job.seed)
-        papers = feeds.test if settings.protocol.papers_best_on_test else None
-        trained = fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, progress.watch, papers)
+        trained = train(job, feeds, settings, log, progress.watch)
         final = conclude(job, trained, data, feeds, settings, place, record)
         outputs = {name: sha256(place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
         status = "FINISHED"
@@ -61,6 +65,21 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
         record.finish(final, outputs, status)
         stream.close()
     print(f"{job.title}: test top-1 {final['test/top1']:.2f} %  ({place.out})", flush=True)
+
+
+def follow(job: Job, data: Prepared, settings: Settings) -> None:
+    """Train beside the first process, which writes and speaks."""
+    device = distributed.join(pick_device(settings.device))
+    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
+    to_device(job, device)
+    train(job, feeds, settings, lambda values, epoch: None, lambda batches, *about: iter(batches))
+
+
+def train(job: Job, feeds: Loaders, settings: Settings, log: Log, watch: Watch) -> Trained:
+    seed_everything("training", job.seed)
+    papers = feeds.test if settings.protocol.papers_best_on_test else None
+    with divided(job.method, job.teacher):
+        return fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, watch, papers)
 
 
 def conclude(
@@ -73,6 +92,8 @@ def conclude(
     chosen = logits[deploy]
     final = {f"test/{name}": value for name, value in measures.quality(chosen, labels).items()}
     final |= {f"test/{name}/top1": measures.quality(z, labels)["top1"] for name, z in logits.items()}
+    net.load_state_dict(candidates[deploy])
+    final |= {f"test/{name}/top1": top1 for name, top1 in score_answers(job.method, feeds.test).items()}
     if trained.best_on_test is not None:
         final["papers_protocol/best_on_test/top1"] = trained.best_on_test
     last_epoch = read_metrics(record.folder)[-1]["step"]
@@ -82,13 +103,20 @@ def conclude(
         "data": {"name": data.manifest["name"], "digest": data.manifest["digest"]},
         "selection": deploy,
         "epoch": last_epoch if deploy == "last" else trained.best_epoch,
+        "metrics": {**{name: final[name] for name in ("test/top1", "test/nll")}, "test/images": len(labels)},
     }
     final["best_by_val/epoch"] = trained.best_epoch
     checkpoint.save(place.out, candidates[deploy], meta)
-    save_arrays(place.out / PREDICTIONS, {"labels": labels, "deployed": chosen.clone(), **logits})
+    arrays = {"labels": labels, "deployed": chosen.clone(), **logits}
+    if job.teacher is not None and "cut" in job.meta["teacher"]:  # its own training left the answers of all its outputs
+        arrays["teacher"], _ = predict(job.teacher, feeds.test)
+        final["test/teacher/top1"] = measures.quality(arrays["teacher"], labels)["top1"]
+    save_arrays(place.out / PREDICTIONS, arrays)
     table = measures.confusion(chosen, labels)
     names = data.manifest["classes"]
-    figures.draw_all(record.artifacts, read_metrics(record.folder), table, chosen, labels, data.splits["test"][0], names)
+    images, observed = data.splits["test"][0], job.method.observed()
+    shown = (images, names, observed, job.method.pictures(), data.splits["train"])
+    figures.draw_all(record.artifacts, read_metrics(record.folder), table, chosen, labels, *shown)
     return final
 
 
@@ -117,9 +145,10 @@ def open_record(job: Job, data: Prepared, settings: Settings, place: Where, devi
             **flatten({"data": data.manifest["config"]}),
             "protocol.deploy": settings.protocol.deploy,
         },
-        "seeds": {"network": job.seed, "batches": job.seed, "data": settings.data.seed},
+        "seeds": ({} if job.imported else {"network": job.seed, "batches": job.seed}) | {"data": settings.data.seed},
         "inputs": {
             "data": data.manifest["digest"],
+            **({"checkpoint": job.imported["sha256"]} if job.imported else {}),
             **({"teacher": sha256(job.teacher_folder / checkpoint.WEIGHTS)} if job.teacher_folder else {}),
         },
         "environment": environment(describe(device)),
@@ -196,39 +225,6 @@ def to_device(job: Job, device: torch.device) -> None:
     job.method.to(device)
     if job.teacher is not None:
         job.teacher.to(device)
-
-
-def describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def usage(device: torch.device) -> dict[str, float]:
-    """System metrics of the moment, where psutil is installed; MLflow shows `system/` apart."""
-    values: dict[str, float] = {}
-    try:
-        import psutil
-    except ImportError:
-        pass
-    else:
-        values["system/cpu_utilization_percentage"] = psutil.cpu_percent()
-        values["system/system_memory_usage_megabytes"] = psutil.virtual_memory().used / 1e6
-        values["system/process_memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        values["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
-        with contextlib.suppress(Exception):  # needs NVIDIA's management library, which a bare machine lacks
-            values["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization(device))
-    return values
-
-
-def where_prepared(settings: Settings) -> Path:
-    """Where the prepare stage writes: the folder dvc.yaml gives, or a fresh one below runs/."""
-    if settings.record is not None:
-        raise UserError("prepare writes no record: give out alone")
-    if settings.out is None:
-        return fresh("prepare")
-    empty_or_new(Path(settings.out))
-    return Path(settings.out)
 
 
 def where_report(settings: Settings) -> Path:

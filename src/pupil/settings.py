@@ -22,10 +22,18 @@ from pupil.types import UserError
 
 @dataclass(frozen=True)
 class Teacher:
-    """How teachers are trained."""
+    """How teachers are trained, or where they come from instead."""
 
+    checkpoint: str | None = None  # a published file or a model folder; {network} stands for the teacher's name
     seed: int = 0
     optim: Optim = Optim()
+
+
+@dataclass(frozen=True)
+class Student:
+    """Where the matched baselines come from, if they are not trained."""
+
+    checkpoint: str | None = None  # a published file or a model folder; {network} and {seed} stand for the baseline's
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,14 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     shkd: tuple[str, ...] = ()
     teacher: Teacher = Teacher()
+    student: Student = Student()
     optim: Optim = Optim()
     protocol: Protocol = Protocol()
     hp: Mapping[str, Method.Config] = field(default_factory=lambda: {name: m.Config() for name, m in METHODS.items()})
     device: str = "auto"
+    loader: str = "auto"  # auto | resident | streamed: where the images are in training; the batches are the same
+    recipe: str | None = None  # whose published numbers the comparison shows beside the measured ones
+    processes: int = 1  # that share the work of a training; the numbers are those of one, to rounding
     experiment: str = "pupil"
     train: Train = Train()
     distill: Distill = Distill()
@@ -90,9 +102,22 @@ class Settings:
 
 
 def defaults() -> dict[str, Any]:
+    """The whole page; a method's values are None, which stands for its preset's."""
     tree = plain(Settings())
     del tree["given"]
+    tree["hp"] = {name: dict.fromkeys(row) | {"preset": "default"} for name, row in tree["hp"].items()}
     return tree
+
+
+def configured(name: str, row: Mapping[str, Any]) -> Method.Config:
+    """A method's settings: what the row gives, else its preset, else the defaults."""
+    method = METHODS[name]
+    presets = {"default": {}, **method.presets}
+    given = {key: value for key, value in row.items() if value is not None}
+    preset = given.get("preset", "default")
+    if preset not in presets:
+        raise UserError(f"hp.{name}.preset: there is no {preset!r}; known: {', '.join(presets)}")
+    return convert(method.Config, plain(method.Config()) | presets[preset] | given, f"hp.{name}")
 
 
 def plain(value: Any) -> Any:

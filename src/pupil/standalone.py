@@ -112,7 +112,7 @@ def write(out: Path, net: Net, meta: dict[str, Any], recipe: Recipe) -> None:
         (out / "network").mkdir(exist_ok=True)
         (out / "network" / "__init__.py").write_text("\n".join(lines))
         imports, build = ["from network import build"], "build()"
-    answers = "log-probabilities" if meta["method"] == "thkd" and meta["surgery"] else "logits"
+    answers = "log-probabilities" if "mix" in meta["surgery"] else "logits"
     text = LOAD.format(
         title=title(meta),
         imports="\n".join(imports),
@@ -135,8 +135,8 @@ def plan(net: Net, meta: dict[str, Any]) -> Recipe:
     plain = in_table(name, classes) if name in NETWORKS else elsewhere(name, classes, size, cut=bool(surgery))
     if not surgery:
         return plain
-    method = METHODS[meta["method"]]
-    given = "".join(f", {key}={value!r}" for key, value in surgery.items())
+    method = METHODS[surgery.get("then", meta["method"])]
+    given = "".join(f", {key}={value!r}" for key, value in surgery.items() if key != "then")
     return plain._replace(
         imports=[*plain.imports, imported(method.__module__, method.__name__)],
         build=f"{method.__name__}.deployed({plain.build}{given})",

@@ -53,18 +53,18 @@ def test_mlflow_run_of_one_stage_is_the_parent_of_what_it_trained(workspace: Che
 
 
 def test_mlflow_run_of_the_project_is_one_parent_with_a_child_per_network(workspace: Checkout) -> None:
-    workspace.edit({"teacher.seed": 1, "seeds": [0], "methods": ["kd"], "optim.epochs": 1, "teacher.optim.epochs": 1})
+    workspace.edit({"data.seed": 1, "seeds": [0], "methods": ["kd"], "optim.epochs": 1, "teacher.optim.epochs": 1})
     workspace.remove("out", "reports")  # or the records of before would be synced as well
     done = mlflow_run(workspace)
     assert done.status == 0, done.text
-    assert len(ran(done)) == 4
+    assert len(ran(done)) == 5
     assert "3 networks were trained now" in done.text
     runs = runs_of(workspace, "mine")
     (parent,) = (run for run in runs if run.parent is None)
     children = [run for run in runs if run.parent == parent.id]
     assert (parent.status, len(runs)) == ("FINISHED", 1 + len(children))
     assert {run.uid for run in children} == set(workspace.records())
-    assert sorted(str(run.stage) for run in children) == ["distill", "evaluate", "train_student", "train_teacher"]
+    assert sorted(str(run.stage) for run in children) == ["distill", "evaluate", "prepare", "train_student", "train_teacher"]
 
 
 @pytest.mark.parametrize("hostile", ["optim.epochs=1; touch hacked", "$(touch hacked)", "x' ; touch hacked '"])

@@ -39,7 +39,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: tuple[Checkout, Done]) 
     third = clone.run("python", "-m", "pupil", "pipeline")
     assert ran(third) == set()
     assert "nothing was trained" in third.out
-    assert "0 runs created, 0 completed, 8 were there" in third.out
+    assert "0 runs created, 0 completed, 9 were there" in third.out
     assert (clone.path / "reports" / "table.md").read_text() in third.out
     assert clone.records() == before
     assert clone.run("git", "status", "--porcelain").out == ""

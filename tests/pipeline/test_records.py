@@ -21,11 +21,11 @@ def test_every_training_has_a_complete_run_below_one_parent(finished: tuple[Chec
     assert parents[0].status == "FINISHED"
     assert {run.parent for run in children} == {parents[0].id}
     stages = sorted(str(run.stage) for run in children)
-    assert stages == ["distill"] * 4 + ["evaluate", "train_student", "train_student", "train_teacher"]
+    assert stages == ["distill"] * 4 + ["evaluate", "prepare", "train_student", "train_student", "train_teacher"]
     assert {run.uid for run in children} == set(clone.records())
     assert all(run.status == "FINISHED" for run in children)
     terms = {"kd": ("ce", "kl"), "simkd": ("knowledge",), None: ("ce",)}
-    for run in (run for run in children if run.stage != "evaluate"):
+    for run in (run for run in children if run.stage not in ("prepare", "evaluate")):
         method = run.params.get("method")
         prefix = "distil" if method else "train"
         per_epoch = {f"{prefix}/{term}" for term in terms[method]} | {f"{prefix}/raw/{term}" for term in terms[method]}
@@ -46,6 +46,17 @@ def test_every_training_has_a_complete_run_below_one_parent(finished: tuple[Chec
             assert f"hp.{'factor' if method == 'simkd' else 'kl'}" in run.params
     (report,) = (run for run in children if run.stage == "evaluate")
     assert {"table.md", "metrics.json", "networks.json", "comparison.png"} <= report.artifacts
+    (data,) = (run for run in children if run.stage == "prepare")
+    assert data.name == "prepare digits"
+    assert {"report.txt", "report.json", "contact_sheet.png", "record.json"} <= data.artifacts
+    assert {key: points[0][1] for key, points in data.curves.items() if key.startswith("images/")} == {
+        "images/train": 40,
+        "images/val": 20,
+        "images/test": 60,
+    }
+    assert {"classes", "dropped", "duplicates/within/train", "duplicates/across/train-test"} <= set(data.curves)
+    assert data.params["data.train_images"] == "40"
+    assert data.digests == next(run for run in children if run.stage == "train_teacher").digests
 
 
 def test_after_everything_is_deleted_dvcs_cache_restores_models_and_runs(
@@ -63,10 +74,10 @@ def test_after_everything_is_deleted_dvcs_cache_restores_models_and_runs(
     assert {name: (workspace.path / "reports" / name).read_text() for name in results} == results
     runs = runs_of(workspace)
     assert {run.name for run in runs} == {run.name for run in runs_of(finished[0])}
-    assert [run.models for run in runs if run.stage not in (None, "evaluate")] == [1] * 7
+    assert [run.models for run in runs if run.stage not in (None, "prepare", "evaluate")] == [1] * 7
     assert len([run for run in runs if run.parent is None]) == 1
     again = workspace.run("python", "-m", "pupil", "sync")
-    assert "0 runs created, 0 completed, 8 were there" in again.out
+    assert "0 runs created, 0 completed, 9 were there" in again.out
     assert len(runs_of(workspace)) == len(runs)
 
 

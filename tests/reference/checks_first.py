@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pupil.methods.base import same_size
-from pupil.methods.crd import CRD, unit
+from pupil.methods.contrast import Contrast, unit
+from pupil.methods.crd import CRD
 from pupil.methods.fitnet import FitNet
 from pupil.methods.kd import KD
 from pupil.methods.simkd import SimKD
@@ -89,7 +90,7 @@ def crd_of(case: Case, f_s: Tensor, f_t: Tensor) -> tuple[CRD, dict[str, nn.Modu
     return method, modules
 
 
-def banks_and_Z(method: CRD) -> Values:
+def banks_and_Z(method: Contrast) -> Values:
     values = {"Z_s": method.Z[0], "Z_t": method.Z[1], "memory_v1_after": method.bank_s, "memory_v2_after": method.bank_t}
     return {name: value.clone() for name, value in values.items()}
 
@@ -148,20 +149,6 @@ def check_kdth(case: Case) -> Values:
     return values | gradients({"fs_embedding": e_s}) | module_results({"student_head": method.student.head})
 
 
-def check_crdth(case: Case) -> Values:
-    """CRD plus (delta / beta) times TH-KD's term, which share the student's embedding."""
-    e_s, e_t, rows = case.leaf("fs_embedding"), case.tensor("ft_embedding"), case.tensor("contrast_idx")
-    assert torch.equal(rows[:, 0], case.tensor("idx"))
-    crd, modules = crd_of(case, e_s, e_t)
-    th, t, images = thkd_of(case, e_s, THKD.Config(ce=0.0, kl=0.0, beta=1.0, T_head=case.number("temperature")))
-    loss_crd = crd.contrast(e_s, e_t, rows)
-    loss_th = total(th.loss(th.student.features(images), t, batch_of(images)))
-    loss = loss_crd + case.number("delta") / case.number("beta") * loss_th
-    loss.backward()
-    values = {"loss_crd": loss_crd, "loss_kdth": loss_th, "loss": loss, **banks_and_Z(crd)}
-    return values | gradients({"fs_embedding": e_s}) | module_results(modules)
-
-
 def check_two_heads(case: Case) -> Values:
     method, _, images = thkd_of(case, case.tensor("fs_embedding"), THKD.Config(mix=case.number("validation_th_weight")))
     net = method.student.eval()
@@ -184,6 +171,5 @@ ROWS = {
     "SimKD": Row(("simkd",), check_simkd),
     "CRD": Row(("crd",), check_crd),
     "KD-TH": Row(("thkd",), check_kdth),
-    "CRD + TH": Row(("crd", "thkd"), check_crdth, frozenset({"th_weight"})),  # the ratio of two of its inputs
     "TH wrapper": Row(("thkd",), check_two_heads),
 }

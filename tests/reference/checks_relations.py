@@ -51,7 +51,7 @@ class Given:
         m = self.method
         loss = total(m.loss(self.s, self.t, self.batch))
         loss.backward()
-        spots = [m.match(i, self.s.taps[spot], self.t.taps[spot], self.batch) for i, spot in enumerate(m.spots)]
+        spots = [m.match(i, *pair, self.batch) for i, pair in enumerate(m.compared(self.s, self.t))]
         return {"loss": loss} | {f"loss_{i}": x for i, x in enumerate(spots)} | gradients(self.leaves)
 
 

@@ -7,13 +7,22 @@ A checker is a function from a case to our values of its outputs, by name.  Whic
 import pytest
 
 from pupil.methods import METHODS
-from tests.reference import checks_data, checks_first, checks_logits, checks_maps, checks_optimiser, checks_relations
+from tests.reference import (
+    checks_data,
+    checks_first,
+    checks_logits,
+    checks_maps,
+    checks_optimiser,
+    checks_relations,
+    checks_systems_cskd,
+    checks_systems_heads,
+    checks_systems_refilled,
+    checks_systems_sakd,
+)
 from tests.reference.blocks import Row
 from tests.reference.golden import Case, compare
 
 WANTED: dict[str, Row] = {  # by `method` in the meta of the vectors; not written yet
-    "SAKD routing": Row(("sakd",), None),
-    "regressor (SAKD variant)": Row(("sakd",), None),
 }
 ROWS: dict[str, Row] = (
     WANTED
@@ -23,6 +32,10 @@ ROWS: dict[str, Row] = (
     | checks_optimiser.ROWS
     | checks_relations.ROWS
     | checks_maps.ROWS
+    | checks_systems_cskd.ROWS
+    | checks_systems_sakd.ROWS
+    | checks_systems_heads.ROWS
+    | checks_systems_refilled.ROWS
 )
 
 

@@ -152,10 +152,11 @@ def fill(net: Net, listing: Sequence[tuple[str, Sequence[int], str]], rename: Re
     return wrong
 
 
-def weight(key: str, shape: tuple[int, ...]) -> Tensor:
+def weight(key: str, shape: tuple[int, ...], hashed: str | None = None) -> Tensor:
+    """`hashed`: the text that seeds it, where that is not the key."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.int64)
-    n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    n = np.random.default_rng(zlib.crc32((hashed or key).encode())).standard_normal(shape)
     *path, last = key.split(".")
     if last == "running_var":
         value = 1 + 0.1 * np.abs(n)

@@ -75,6 +75,8 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
         shared = {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": len(reading.unreadable)}
         beside = {"fingerprint": content.fingerprint, "config": asdict(config), "unreadable": reading.unreadable}
         beside |= {"teacher_classes": None if theirs is None else theirs.names}
+        if config.relabel == "cskd":
+            beside |= {"unmerged": [content.classes[k] for k in sets.student]}  # the class that a label stands for
         manifests = {}
         for folder, mine in folders.items():
             found = reading.folders[folder]

@@ -5,6 +5,8 @@ from pupil.methods.at import AT
 from pupil.methods.base import Method
 from pupil.methods.cc import CC
 from pupil.methods.crd import CRD
+from pupil.methods.crdth import CRDTH
+from pupil.methods.cskd import CSKD
 from pupil.methods.ctkd import CTKD
 from pupil.methods.dist import DIST
 from pupil.methods.dkd import DKD
@@ -12,6 +14,8 @@ from pupil.methods.fitnet import FitNet
 from pupil.methods.fsp import FSP
 from pupil.methods.ft import FT
 from pupil.methods.kd import KD
+from pupil.methods.kde import KDE
+from pupil.methods.kdeth import KDETH
 from pupil.methods.kdmse import KDMSE
 from pupil.methods.kdsvd import KDSVD
 from pupil.methods.ls import LS
@@ -20,8 +24,10 @@ from pupil.methods.nkd import NKD
 from pupil.methods.nst import NST
 from pupil.methods.ofd import OFD
 from pupil.methods.pkt import PKT
+from pupil.methods.refilled import REFILLED
 from pupil.methods.reviewkd import ReviewKD
 from pupil.methods.rkd import RKD
+from pupil.methods.sakd import SAKD
 from pupil.methods.semckd import SemCKD
 from pupil.methods.simkd import SimKD
 from pupil.methods.sp import SP
@@ -59,6 +65,12 @@ METHODS: dict[str, type[Method]] = {
     "semckd": SemCKD,
     "simkd": SimKD,
     "thkd": THKD,
+    "kde": KDE,
+    "kdeth": KDETH,
+    "crdth": CRDTH,
+    "cskd": CSKD,
     "ofd": OFD,
     "reviewkd": ReviewKD,
+    "sakd": SAKD,
+    "refilled": REFILLED,
 }

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Group, Loss, Phase
+from pupil.methods.base import Answers, Group, Loss, Phase, Pictures
 from pupil.net import Net
 from pupil.types import Batch, Features, Term, Terms
 
@@ -19,6 +19,12 @@ class Alone(nn.Module):
         return [Phase("train", cross_entropy, [Group(self.student)])]
 
     def observed(self) -> dict[str, Tensor]:
+        return {}
+
+    def answers(self) -> Answers:
+        return {}
+
+    def pictures(self) -> Pictures:
         return {}
 
     def forward(self, batch: Batch, t: None, loss: Loss) -> Terms:

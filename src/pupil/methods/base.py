@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.net import Net
+from pupil.net import FrozenLinear, Net
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 
@@ -35,6 +35,28 @@ class Setup:
 
 
 Loss = Callable[[Features, Features, Batch], Terms]
+Answers = Mapping[str, Callable[[Tensor], Tensor]]  # name -> from images (B, 3, H, W) to logits (B, K)
+Measure = tuple[str, Callable[[Tensor, Tensor], float]]  # its name; (N, D) embeddings and (N,) labels -> more is better
+
+
+class Sheet(NamedTuple):
+    """Training images, with what is to be said of each below its class."""
+
+    title: str
+    ids: Tensor  # (n,) positions in the training set
+    captions: Sequence[str]
+
+
+class Chart(NamedTuple):
+    """A matrix as colours."""
+
+    title: str
+    matrix: Tensor  # (H, W)
+    rows: Sequence[str]  # their names
+    columns: str  # what the columns, from 1, are
+
+
+Pictures = Mapping[str, Sheet | Chart]  # by the name of the file
 
 
 class Group(NamedTuple):
@@ -43,6 +65,7 @@ class Group(NamedTuple):
     module: nn.Module
     lr_scale: float = 1.0
     weight_decay: float | None = None  # None: the optimiser's
+    early: float = 1.0  # times the learning rate until a schedule by steps first drops
 
 
 class Phase(NamedTuple):
@@ -55,6 +78,9 @@ class Phase(NamedTuple):
     lr: float | None = None
     before: Callable[[Iterable[Batch]], None] | None = None  # one look at the training set
     constant: bool = False  # whether the learning rate stays where it is
+    schedule: str | None = None  # step | cosine; None: as configured
+    floor: float = 0.0  # where a cosine ends, as a share of the learning rate it starts from
+    best_by: Measure | None = None  # on the validation images; the phase then leaves the student of its best epoch
 
 
 class Method(nn.Module):
@@ -78,6 +104,7 @@ class Method(nn.Module):
         kl: float = 0.0  # weight of the softened KL
         T: float = 4.0  # temperature
         beta: float = 0.0  # weight of the method's own term
+        head: str = "own"  # the student's classifier: own, init (starts as the teacher's) or frozen (is the teacher's)
 
     spots: Sequence[int] = ()  # indices into Features.taps; negative counts from the deep end
 
@@ -90,6 +117,8 @@ class Method(nn.Module):
         self.setup, self.hp = setup, hp
         self.surgery = self.plan(setup, hp)
         self.student = self.deployed(setup.student, **self.surgery)
+        if hp.head != "own":
+            self.student.head = borrowed_head(type(self).__name__.lower(), self.student, setup, hp.head)
 
     @property
     def teacher(self) -> Net:  # context, not a part: never trained, moved, saved or wrapped
@@ -105,14 +134,25 @@ class Method(nn.Module):
         """What leaves the training, built around the plain student; its weights come from the checkpoint."""
         return net
 
+    @classmethod
+    def crosses_tasks(cls, hp: Any) -> bool:
+        """Whether a teacher of other classes can teach with these weights."""
+        return not cls.needs_same_classes and not hp.kl and hp.head == "own"
+
     def match(self, i: int, f_s: Tensor, f_t: Tensor, batch: Batch) -> Tensor:
         """The loss of spot i: a scalar."""
         raise NotImplementedError
 
+    def compared(self, s: Features, t: Features) -> list[tuple[Any, Any]]:
+        """What `match` compares at each spot: tensors, or tuples of them, whose rows are those of the batch.
+
+        By default the taps.  Adapters with a batch norm belong here: SAKD matches some of the rows, and they see them all.
+        """
+        return [(s.taps[spot], t.taps[spot]) for spot in self.spots]
+
     def knowledge(self, s: Features, t: Features, batch: Batch) -> Tensor:
         """The method's own loss: a scalar."""
-        pairs = [(s.taps[spot], t.taps[spot]) for spot in self.spots]
-        return torch.stack([self.match(i, f_s, f_t, batch) for i, (f_s, f_t) in enumerate(pairs)]).sum()
+        return torch.stack([self.match(i, *pair, batch) for i, pair in enumerate(self.compared(s, t))]).sum()
 
     def loss(self, s: Features, t: Features, batch: Batch) -> Terms:
         terms = self.usual(s, t, batch)
@@ -134,6 +174,14 @@ class Method(nn.Module):
 
     def observed(self) -> dict[str, Tensor]:
         """What the method shows of its state after an epoch: scalars as metrics, (H, W) matrices as pictures."""
+        return {}
+
+    def answers(self) -> Answers:
+        """Other answers than the student's that are worth scoring, on the validation images after each epoch and at the end."""
+        return {}
+
+    def pictures(self) -> Pictures:
+        """What the method has to show at the end of the training."""
         return {}
 
     def forward(self, batch: Batch, t: Features, loss: Loss) -> Terms:
@@ -200,6 +248,23 @@ def same_width(name: str, setup: Setup, advice: str) -> None:
     w_s, w_t = setup.s.embedding.shape[1], setup.t.embedding.shape[1]
     if w_s != w_t:
         raise UserError(f"{name}: the embeddings of student and teacher must be equally wide, got {w_s} and {w_t}; {advice}")
+
+
+def borrowed_head(name: str, student: Net, setup: Setup, head: str) -> nn.Module:
+    """The teacher's classifier for the student: the start of its own (`init`) or a frozen copy (`frozen`)."""
+    if isinstance(student.head, FrozenLinear):
+        raise UserError(f"{name} deploys the teacher's classifier anyway; hp.{name}.head must be own, got {head}")
+    lent = FrozenLinear.of(setup.teacher.head)
+    ours, theirs = ([tuple(v.shape) for v in m.state_dict().values()] for m in (student.head, lent))
+    if ours != theirs:
+        raise UserError(
+            f"{name}: hp.{name}.head={head} needs classifiers of equal shape, weight and bias, got {ours} for the student and"
+            f" {theirs} for the teacher; use hp.{name}.head=own or a pair of equal width"
+        )
+    if head == "frozen":
+        return lent
+    student.head.load_state_dict(lent.state_dict())
+    return student.head
 
 
 def needs_maps(name: str, setup: Setup) -> None:

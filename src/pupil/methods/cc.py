@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pupil.methods.base import Method, Setup
-from pupil.types import Batch, UserError
+from pupil.types import Batch, Features, UserError
 
 
 class CC(Method):
@@ -44,6 +44,10 @@ class CC(Method):
         self.embed_s = nn.Linear(setup.s.embedding.shape[1], hp.dim)
         self.embed_t = nn.Linear(setup.t.embedding.shape[1], hp.dim)
 
+    def compared(self, s: Features, t: Features) -> list[tuple[Tensor, Tensor]]:
+        return [(self.embed_s(s.embedding), self.embed_t(t.embedding))]
+
     def match(self, i: int, f_s: Tensor, f_t: Tensor, batch: Batch) -> Tensor:
-        d = (self.embed_s(f_s).float() - self.embed_t(f_t).float()).abs()
+        """`f_s` and `f_t`: embedded."""
+        d = (f_s.float() - f_t.float()).abs()
         return (d[:-1] * d[1:]).sum() / max(len(d) - 1, 1)

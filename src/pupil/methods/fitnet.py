@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pupil.methods.adapters import regressor
 from pupil.methods.base import Method, Setup, needs_maps, same_size
-from pupil.types import Batch, UserError
+from pupil.types import Batch, Features, UserError
 
 
 class FitNet(Method):
@@ -44,5 +44,10 @@ class FitNet(Method):
         self.spots = (hp.hint,)
         self.regress = regressor(setup.s.taps[hp.hint].shape, setup.t.taps[hp.hint].shape)
 
+    def compared(self, s: Features, t: Features) -> list[tuple[Tensor, Tensor]]:
+        (spot,) = self.spots
+        return [(self.regress(s.taps[spot]), t.taps[spot])]
+
     def match(self, i: int, f_s: Tensor, f_t: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(*same_size(self.regress(f_s).float(), f_t.float()))
+        """`f_s`: after the regressor."""
+        return F.mse_loss(*same_size(f_s.float(), f_t.float()))

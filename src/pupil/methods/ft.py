@@ -78,10 +78,15 @@ class FT(Method):
         again = self.paraphraser["decode"](self.paraphraser["encode"](f_t))
         return {"reconstruction": Term(F.mse_loss(again.float(), f_t.float()), 1.0)}
 
+    def compared(self, s: Features, t: Features) -> list[tuple[Tensor, Tensor]]:
+        (spot,) = self.spots
+        with torch.set_grad_enabled(t.taps[spot].requires_grad):
+            theirs = self.paraphraser["encode"](t.taps[spot])
+        return [(self.translate(s.taps[spot]), theirs)]
+
     def match(self, i: int, f_s: Tensor, f_t: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            theirs = self.paraphraser["encode"](f_t)
-        a, b = same_size(self.translate(f_s).float(), theirs.float())
+        """`f_s` and `f_t`: the factors."""
+        a, b = same_size(f_s.float(), f_t.float())
         p = self.hp.p1
         return (pattern(a, p) - pattern(b, p)).abs().pow(self.hp.p2).mean()
 

@@ -55,12 +55,21 @@ class KDSVD(Method):
         if len(pairs) < 2 or ours != theirs:
             other = "width" if hp.axis == "channels" else "channels"
             raise UserError(
-                f"kdsvd needs two stages or more that agree in {hp.axis}, student {setup.student.name} has {ours} and teacher"
-                f" {setup.teacher.name} {theirs}; try hp.kdsvd.axis={other}, or use nst or at"
+                f"kdsvd needs two stages or more that agree in {hp.axis}, the student has {ours} and the teacher"
+                f" {theirs}; try hp.kdsvd.axis={other}, or use nst or at"
             )
+        self.spots = range(1, 1 + len(pairs))
 
-    def knowledge(self, s: Features, t: Features, batch: Batch) -> Tensor:
-        return torch.stack(self.relations(*self.bases(s, t))).sum()
+    def compared(self, s: Features, t: Features) -> list[tuple[Any, Any]]:
+        """Of each spot the bases of the stage before and of its own, of student and teacher."""
+        ours, theirs = self.bases(s, t)
+        before = [0, *range(len(ours) - 1)]
+        return [((*ours[j], *ours[i]), (*theirs[j], *theirs[i])) for i, j in enumerate(before)]
+
+    def match(self, i: int, f_s: Any, f_t: Any, batch: Batch) -> Tensor:
+        """The first stage has none before it: 0."""
+        (before_s, s), (before_t, t) = ((f[:2], f[2:]) for f in (f_s, f_t))
+        return self.relations([before_s, s], [before_t, t])[0] if i else s[0].new_zeros(())
 
     def bases(self, s: Features, t: Features) -> tuple[list["Basis"], list["Basis"]]:
         """The leading singular values and vectors of each stage, of student and teacher."""

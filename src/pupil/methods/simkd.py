@@ -59,8 +59,9 @@ class SimKD(Method):
         layers = [*fit, *projector(c_in, c_out, factor)]
         if net.name:  # what goes on after its last stage need not be a map
             layers.insert(0, net.stages[-1].view)  # type: ignore[union-attr]
-        neck = nn.Sequential(*layers)
-        return Net(net.stem, list(net.stages), FrozenLinear(c_out, classes), neck)  # type: ignore[arg-type]
+        made = Net(net.stem, list(net.stages), FrozenLinear(c_out, classes), nn.Sequential(*layers))  # type: ignore[arg-type]
+        made.name = net.name
+        return made
 
     def knowledge(self, s: Features, t: Features, batch: Batch) -> Tensor:
         return F.mse_loss(*same_size(s.last.float(), t.last.float()))

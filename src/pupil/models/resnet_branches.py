@@ -30,6 +30,8 @@ class Branches(NamedTuple):
 class MultiBranch(Net):
     """Stem and two stages that all branches share; `last`: the last stage of each branch, the leader's at the end."""
 
+    classifiers = ("head", "peer_heads.0", "peer_heads.1")
+
     def __init__(self, stem: nn.Module, shared: list[Stage], last: list[Stage], width: int, num_classes: int) -> None:
         *peers, leader = last
         super().__init__(stem, [*shared, leader], nn.Linear(width, num_classes))

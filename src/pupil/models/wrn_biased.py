@@ -52,6 +52,9 @@ class PairStage(Stage):
         pre = self.norm(raw)
         return pre, raw, (raw, self.act(pre))
 
+    def onward(self, x: Tensor) -> Pair:  # type: ignore[override]
+        return x, super().onward(x)
+
 
 def wrn_biased(n: int, k: int, num_classes: int, drop_before_norm: float = 0.0, drop_after_relu: float = 0.0) -> Net:
     """A WRN of depth 6n+4 and width factor k; dropout is by element, after `conv1` or after the ReLU of `bn2`."""

@@ -1,0 +1,215 @@
+"""Networks of whose batches each process takes its share, exact for every method.
+
+`features` of student and teacher sees the process's own rows of the batch, and what a loss then reads of the result is
+gathered from all.  So each process has the loss of the whole batch, whatever relates its images to each other, and
+memory banks, batch norms of adapters and random negatives need no care.
+
+Gradients: that of a gathered tensor goes to the own rows alone, times the number of processes W; then the gradient of
+every parameter is averaged over the processes.  Within a network that sums the parts, outside it is the mean of equal
+ones, and a parameter that is used in both ways gets both.
+
+Within a network, batch norm in train mode takes the statistics of the whole batch, and dropout and drop path draw for
+the whole batch and keep the own rows; another layer that relates images or draws is not known here.  A batch of fewer
+images than W is run whole by every process.  The images are read and augmented by every process.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast, overload
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from pupil.distributed import several
+from pupil.methods.alone import Alone
+from pupil.methods.base import Method
+from pupil.net import Net
+from pupil.types import Features
+
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+
+@contextmanager
+def divided(method: Method | Alone, teacher: Net | None) -> Iterator[None]:
+    """For a while the work of both networks is divided; all start from the first process's weights."""
+    kinds = {net: type(net) for net in (method.student, teacher) if net is not None and several()}
+    for module in (method, teacher):
+        for tensor in module.state_dict().values() if module is not None and several() else ():
+            dist.broadcast(tensor, 0)
+    for net, kind in kinds.items():
+        net.__class__ = type(kind.__name__, (Divided, kind), {})
+    try:
+        yield
+    finally:
+        for net, kind in kinds.items():
+            net.__class__ = kind
+
+
+class Shares(NamedTuple):
+    """How the rows of a batch are divided: contiguous, and as equal as can be."""
+
+    rows: int
+    sizes: list[int]  # of each process, at least 1
+    own: slice
+
+    @classmethod
+    def of(cls, rows: int) -> "Shares":
+        ends = [rows * r // dist.get_world_size() for r in range(dist.get_world_size() + 1)]
+        me = dist.get_rank()
+        return cls(rows, [b - a for a, b in itertools.pairwise(ends)], slice(ends[me], ends[me + 1]))
+
+    def of_own(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (own rows, ...)."""
+        return x[self.own]
+
+
+class Divided(Net):
+    """Any network, of whose images each process takes its share."""
+
+    def features(self, x: Tensor) -> Features:
+        if len(x) < dist.get_world_size():
+            return super().features(x)
+        shares = Shares.of(len(x))
+        with AsWhole(shares):
+            part = super().features(shares.of_own(x))
+        return cast(Features, Whole(part, shares))
+
+
+class Whole:
+    """The features of the whole batch; each tensor is gathered when it is first read."""
+
+    def __init__(self, part: Features, shares: Shares, given: dict[str, Tensor] | None = None) -> None:
+        self.part, self.shares = part, shares
+        self.found: dict[int, Tensor] = {}
+        self.__dict__.update(given or {})
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.part, name)
+        return Spots(value, self.gather) if isinstance(value, tuple) else self.gather(value)
+
+    def _replace(self, **given: Tensor) -> "Whole":
+        return Whole(self.part, self.shares, given)
+
+    def gather(self, part: Tensor) -> Tensor:
+        if id(part) not in self.found:
+            with torch.set_grad_enabled(part.requires_grad):  # also where it is first read without gradients
+                self.found[id(part)] = cast(Tensor, Gather.apply(part, self.shares))
+        return self.found[id(part)]
+
+
+class Spots(Sequence[Tensor]):
+    def __init__(self, parts: tuple[Tensor, ...], gather: Callable[[Tensor], Tensor]) -> None:
+        self.parts, self.gather = parts, gather
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(index, slice):
+            return tuple(self.gather(part) for part in self.parts[index])
+        return self.gather(self.parts[index])
+
+
+class Gather(Function):
+    """(own rows, ...) -> (rows, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, shares: Shares) -> Tensor:
+        ctx.shares, most = shares, max(shares.sizes)
+        sent = part.new_zeros(most, *part.shape[1:])
+        sent[: len(part)] = part
+        got = [torch.empty_like(sent) for _ in shares.sizes]
+        dist.all_gather(got, sent)
+        return torch.cat([piece[:size] for piece, size in zip(got, shares.sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.shares.of_own(grads[0]) * len(ctx.shares.sizes), None
+
+
+class Exchange(Function):
+    """(n,) of each process -> (W, n), the same on all; the gradient comes from all."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        got = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(got, own)
+        return torch.stack(got)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
+class AsWhole(TorchFunctionMode):
+    """Makes the layers that relate images, or draw for them, treat the own rows as those of the whole batch."""
+
+    def __init__(self, shares: Shares) -> None:
+        super().__init__()
+        self.shares = shares
+        self.table: dict[Any, Callable[..., Tensor]] = {F.batch_norm: self.batch_norm, Tensor.bernoulli_: self.bernoulli_}
+        self.table |= {kind: partial(self.dropout, kind) for kind in DROPOUTS}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ours: Any = self.table.get(func, func)
+        return ours(*args, **(kwargs or {}))
+
+    def batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        own_var, own_mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        means, variances = cast(Tensor, Exchange.apply(torch.cat([own_mean, own_var]))).chunk(2, 1)  # (W, C) each
+        share = x.new_tensor(self.shares.sizes)[:, None] / self.shares.rows
+        mean = (share * means).sum(0)
+        var = (share * (variances + (means - mean).square())).sum(0)
+        if running_mean is not None and running_var is not None:
+            n = x.numel() // x.shape[1] // len(x) * self.shares.rows
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_(var.to(running_var.dtype) * n / (n - 1), momentum)
+        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
+
+    def dropout(self, kind: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        whole, own = self.room(input)
+        if not training or whole is None:
+            return kind(input, p, training, inplace)
+        whole[own] = input
+        return kind(whole, p)[own]
+
+    def bernoulli_(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        whole, own = self.room(input)
+        return input.bernoulli_(*args, **kwargs) if whole is None else input.copy_(whole.bernoulli_(*args, **kwargs)[own])
+
+    def room(self, part: Tensor) -> tuple[Tensor | None, slice]:
+        """Zeros for the whole batch, and where `part` belongs; none where its first dimension is not the images'."""
+        each, rest = divmod(len(part) if part.dim() else 0, self.shares.sizes[dist.get_rank()])  # patches of each image
+        if not each or rest:
+            return None, self.shares.own
+        own = slice(each * self.shares.own.start, each * self.shares.own.stop)
+        return part.new_zeros(each * self.shares.rows, *part.shape[1:]), own
