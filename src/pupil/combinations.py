@@ -17,7 +17,7 @@ from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.methods.contrast import Contrast
 from pupil.models import build
-from pupil.net import Net, cut, probe
+from pupil.net import FrozenLinear, Net, cut, probe
 from pupil.types import Batch, UserError
 
 CLASSES, MORE, SIZE, IMAGES = 4, 6, 16, 8
@@ -37,6 +37,12 @@ class Situation:
     optimizer: str = "sgd"
 
 
+def under_a_students_classifier() -> Net:
+    net = build("resnet14", CLASSES)
+    net.head = FrozenLinear.of(build("resnet8", CLASSES).head)
+    return net
+
+
 def of_more_classes() -> Net:
     net = build("resnet14", MORE)
     cut(net, range(CLASSES))
@@ -46,11 +52,12 @@ def of_more_classes() -> Net:
 def without_maps() -> Net:
     layers = nn.Conv2d(3, 64, 3, 2, bias=False), nn.BatchNorm2d(64), nn.ReLU()
     net = Net(nn.Sequential(*layers), [], nn.Linear(64, CLASSES))
-    net.name = "that we made"
+    net.name = "without stages"
     return net
 
 
 SITUATIONS = (
+    Situation("sh-kd", "a teacher retrained under the student's classifier (shkd)", under_a_students_classifier),
     Situation(
         "subset", "the student knows some of the teacher's classes (data.classes, data.teacher_classes)", of_more_classes
     ),
@@ -79,7 +86,7 @@ def lines() -> Iterator[str]:
                 reasons.setdefault((situation.name, general(reason, name)), []).append(name)
         yield "  ".join([f"{name:10}", *(f"{cell:{w}}" for cell, w in zip(row, wide, strict=True))]).rstrip()
     yield ""
-    yield "Any method goes with a teacher retrained for the student (SH-KD), with several processes and with all loaders."
+    yield "All of it also in several processes (processes), and with all loaders (loader)."
     yield from (f"{s.name}: {s.about}" for s in SITUATIONS)
     yield ""
     yield "why not"
