@@ -41,7 +41,8 @@ def draw_all(
             heat(matrix.float().cpu(), name, folder / f"{name}.png")
     for name, picture in (pictures or {}).items():
         if isinstance(picture, Chart):
-            heat(picture.matrix.float().cpu(), picture.title, folder / f"{name}.png", picture.rows, picture.columns)
+            matrix = picture.matrix.float().cpu()
+            heat(matrix, picture.title, folder / f"{name}.png", picture.rows, picture.columns, picture.limits)
         elif train is not None:
             labelled = zip(train[1][picture.ids].tolist(), picture.captions, strict=True)
             captions = [f"{names[label]}\n{caption}" for label, caption in labelled]
@@ -52,10 +53,11 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss terms as they enter the sum, validation accuracy, learning rate; over epochs."""
     figure, (left, middle, right) = canvas(12, 3.6, 3)
     keys = dict.fromkeys(key for line in lines for key in line["values"])
+    terms = {key.replace("/raw/", "/") for key in keys if "/raw/" in key}
     for key in keys:
         steps = [line["step"] for line in lines if key in line["values"]]
         values = [line["values"][key] for line in lines if key in line["values"]]
-        if key.split("/")[0] not in ("val", "system", "papers_protocol") and "/raw/" not in key and "/" in key:
+        if key in terms or key.endswith("/loss"):
             left.plot(steps, values, label=key)
         elif key.endswith("top1"):
             middle.plot(steps, values, label=key)
@@ -89,12 +91,22 @@ def confusion(table: Tensor, names: list[str], path: Path) -> None:
     figure.savefig(path)
 
 
-def heat(matrix: Tensor, title: str, path: Path, rows: Sequence[str] = (), columns: str = "") -> None:
+def heat(
+    matrix: Tensor,
+    title: str,
+    path: Path,
+    rows: Sequence[str] = (),
+    columns: str = "",
+    limits: tuple[float, float] | None = None,
+) -> None:
     """A matrix (H, W) as colours, with its numbers where there is room; names of the rows, what the columns are."""
     h, w = matrix.shape
+    low, high = limits or (matrix.min().item(), matrix.max().item())
     figure, (axes,) = canvas(max(3.0, min(10.0, 1.2 + 0.5 * w)), max(2.5, min(10.0, 1.0 + 0.5 * h)), 1)
     place = (0.5, w + 0.5, h - 0.5, -0.5) if columns else None  # columns are counted from 1
-    image = axes.imshow(matrix.numpy(), cmap="viridis", aspect="auto" if columns else "equal", extent=place)
+    image = axes.imshow(
+        matrix.numpy(), cmap="viridis", vmin=low, vmax=high, aspect="auto" if columns else "equal", extent=place
+    )
     figure.colorbar(image, ax=axes)
     axes.set_title(title.replace("_", " "), fontsize=9)
     axes.set_xlabel(columns)
@@ -103,7 +115,7 @@ def heat(matrix: Tensor, title: str, path: Path, rows: Sequence[str] = (), colum
     if matrix.numel() <= 100:
         for i in range(h):
             for j in range(w):
-                at, dark = (j + 1 if columns else j), matrix[i, j] <= (matrix.min() + matrix.max()) / 2
+                at, dark = (j + 1 if columns else j), matrix[i, j] <= (low + high) / 2
                 axes.text(at, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
     figure.savefig(path)
 

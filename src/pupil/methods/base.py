@@ -54,6 +54,7 @@ class Chart(NamedTuple):
     matrix: Tensor  # (H, W)
     rows: Sequence[str]  # their names
     columns: str  # what the columns, from 1, are
+    limits: tuple[float, float] | None = None  # values of the darkest and the lightest colour; None: those there are
 
 
 Pictures = Mapping[str, Sheet | Chart]  # by the name of the file

@@ -215,7 +215,7 @@ class SAKD(Method):
         if not self.tally:
             return {}
         found: dict[str, Sheet | Chart] = {
-            "distilled_share": Chart("share of the images that is distilled", self.shares(), self.places, "epoch")
+            "distilled_share": Chart("share of the images that is distilled", self.shares(), self.places, "epoch", (0, 1))
         }
         times, visits = self.refused.sum(1).cpu(), len(self.tally) * len(self.places)
         ids = times.argsort(descending=True, stable=True)[:SHOWN]
