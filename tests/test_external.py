@@ -220,7 +220,7 @@ def test_check_prints_the_taps(capsys: pytest.CaptureFixture[str]) -> None:
     check(settings)
     said = capsys.readouterr().out
     assert "taps (stem, stages, embedding): 64x16x16  64x8x8  128x4x4  256x2x2  512x1x1  512" in said
-    assert "found at: relu  layer1.1.relu  layer2.1.relu  layer3.1.relu  layer4.1.relu  flatten" in said
+    assert "outputs of the modules: relu  layer1.1.relu  layer2.1.relu  layer3.1.relu  layer4.1.relu  flatten" in said
 
 
 def test_check_says_that_dvc_does_not_see_a_file_outside_networks(folder: Path) -> None:

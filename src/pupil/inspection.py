@@ -145,7 +145,7 @@ def print_network(role: str, name: str, classes: int, image_size: int) -> None:
     cost = f"{measures.parameters(net):,} parameters, {measures.macs(net.eval(), image_size) / 1e6:,.1f} MMACs"
     print(f"{role} {name}: {cost}\n  taps (stem, stages, embedding): {taps}")
     if isinstance(net, External):
-        print(f"  found at: {'  '.join(net.found)}")
+        print(f"  outputs of the modules: {'  '.join(net.found)}")
     if line := unwatched(name):
         print(f"  {line}")
 
