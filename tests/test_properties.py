@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pupil.methods import METHODS
 from pupil.methods.adapters import regressor
-from pupil.methods.base import Method, kl, same_size
+from pupil.methods.base import Method
 from pupil.methods.crd import CRD
+from pupil.methods.functions import kl, same_size
 from pupil.types import Batch, Features, Terms
 from tests import tiny
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pupil import figures
 from pupil.fit import Optim, activate, fit, make_optimizer, step, teacher_features
-from pupil.methods.base import Chart, Sheet, kl
+from pupil.methods.base import Chart, Sheet
+from pupil.methods.functions import kl
 from pupil.methods.routing import Crossing, Policy, frozen, walk
 from pupil.methods.sakd import SAKD
 from pupil.models import build

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import same_size
 from pupil.methods.contrast import Contrast, unit
 from pupil.methods.crd import CRD
 from pupil.methods.fitnet import FitNet
+from pupil.methods.functions import same_size
 from pupil.methods.kd import KD
 from pupil.methods.simkd import SimKD
 from pupil.methods.thkd import THKD

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pupil.methods.adapters import regressor
-from pupil.methods.base import Group, Method, Phase, Setup, encoder, needs_maps, same_size
+from pupil.methods.base import Group, Method, Phase, Setup, encoder, needs_maps
+from pupil.methods.functions import same_size
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 

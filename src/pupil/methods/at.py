@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, paired_spots, same_size
+from pupil.methods.base import Method, Setup, paired_spots
+from pupil.methods.functions import same_size
 from pupil.types import Batch, UserError
 
 

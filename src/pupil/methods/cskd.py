@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, product
+from pupil.methods.base import Method, Setup
+from pupil.methods.functions import product
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 SHORTEST = 1e-6  # length of an embedding that has a direction

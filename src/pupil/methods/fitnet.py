@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pupil.methods.adapters import regressor
-from pupil.methods.base import Method, Setup, needs_maps, same_size
+from pupil.methods.base import Method, Setup, needs_maps
+from pupil.methods.functions import same_size
 from pupil.types import Batch, Features, UserError
 
 

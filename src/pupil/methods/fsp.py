@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Group, Method, Phase, Setup, encoder, needs_maps, product, same_size
+from pupil.methods.base import Group, Method, Phase, Setup, encoder, needs_maps
+from pupil.methods.functions import product, same_size
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Group, Method, Phase, Setup, needs_maps, same_size
+from pupil.methods.base import Group, Method, Phase, Setup, needs_maps
+from pupil.methods.functions import same_size
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 SLOPE = 0.1

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Answers, Method, Setup, kl, same_width
+from pupil.methods.base import Answers, Method, Setup, same_width
+from pupil.methods.functions import kl
 from pupil.net import FrozenLinear, Net
 from pupil.types import Batch, Features, Term, Terms, UserError
 

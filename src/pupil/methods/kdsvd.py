@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, needs_maps, paired_maps, product
+from pupil.methods.base import Method, Setup, needs_maps, paired_maps
+from pupil.methods.functions import product
 from pupil.types import Batch, Features, UserError
 
 GAP = 1e-6  # between eigenvalues, of their sum: below it the gradient is damped

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from pupil.methods.base import Method, Setup, standardised
+from pupil.methods.base import Method, Setup
+from pupil.methods.functions import standardised
 from pupil.methods.wrapping import Wrapper, weighed, wrap
 from pupil.types import Batch, Features, Term, Terms, UserError
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Setup, kl
+from pupil.methods.base import Setup
+from pupil.methods.functions import kl
 from pupil.types import UserError
 
 Clusters = Sequence[Sequence[int]]  # classes, each in one of them

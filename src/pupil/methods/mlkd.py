@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Loss, Method, Setup, kl, product, standardised
+from pupil.methods.base import Loss, Method, Setup
+from pupil.methods.functions import kl, product, standardised
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 FURTHER = (3.0, 5.0, 2.0, 6.0)  # temperatures beside the main one

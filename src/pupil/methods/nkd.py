@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, label_and_others
+from pupil.methods.base import Method, Setup
+from pupil.methods.functions import label_and_others
 from pupil.types import Batch, Features, Term, Terms, UserError
 
 

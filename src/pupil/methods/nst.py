@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, paired_spots, product, same_size
+from pupil.methods.base import Method, Setup, paired_spots
+from pupil.methods.functions import product, same_size
 from pupil.types import Batch
 
 

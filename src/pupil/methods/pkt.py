@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pupil.methods.base import Method, product
+from pupil.methods.base import Method
+from pupil.methods.functions import product
 from pupil.types import Batch
 
 EPS = 1e-7  # of norms and probabilities

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Answers, Group, Loss, Method, Phase, Pictures, Setup, product
+from pupil.methods.base import Answers, Group, Loss, Method, Phase, Pictures, Setup
+from pupil.methods.functions import product
 from pupil.methods.wrapping import known, settings_of
 from pupil.net import Net
 from pupil.types import Batch, Features, Term, Terms, UserError

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, product
+from pupil.methods.base import Method
+from pupil.methods.functions import product
 from pupil.types import Batch
 
 SHORTEST = 1e-6  # distance: of equal embeddings too

@@ -35,7 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Answers, Chart, Group, Method, Phase, Pictures, Setup, Sheet, kl
+from pupil.methods.base import Answers, Chart, Group, Method, Phase, Pictures, Setup, Sheet
+from pupil.methods.functions import kl
 from pupil.methods.midway import classifiers
 from pupil.methods.routing import Crossing, Policy, frozen
 from pupil.methods.wrapping import Wrapper, weighed, wrap

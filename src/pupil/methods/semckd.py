@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Method, Setup, needs_maps, product, same_size
+from pupil.methods.base import Method, Setup, needs_maps
+from pupil.methods.functions import product, same_size
 from pupil.types import Batch, Features, UserError
 
 

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Method, Setup, needs_maps, same_size
+from pupil.methods.base import Method, Setup, needs_maps
+from pupil.methods.functions import same_size
 from pupil.net import FrozenLinear, Net
 from pupil.types import Batch, Features, UserError
 

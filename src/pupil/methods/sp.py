@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.methods.base import Method, Setup, needs_maps, paired_spots, product
+from pupil.methods.base import Method, Setup, needs_maps, paired_spots
+from pupil.methods.functions import product
 from pupil.types import Batch, UserError
 
 

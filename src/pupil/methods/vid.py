@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pupil.methods.base import Method, Setup, paired_maps, paired_spots, same_size
+from pupil.methods.base import Method, Setup, paired_maps, paired_spots
+from pupil.methods.functions import same_size
 from pupil.types import Batch, UserError
 
 EPS = 1e-5  # the smallest variance
