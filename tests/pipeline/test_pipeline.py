@@ -105,7 +105,7 @@ TRAININGS = TEACHER | ALONE | KD | SIMKD
         pytest.param(edit("hp.simkd.factor", 4), SIMKD, id="a knob of simkd"),
         pytest.param(edit("hp.kd.T", 2.0), KD, id="a knob of kd"),
         pytest.param(touch("src/pupil/methods/simkd.py"), SIMKD, id="simkd.py"),
-        pytest.param(touch("src/pupil/methods/kd.py"), KD, id="kd.py"),
+        pytest.param(touch("src/pupil/methods/kd.py"), KD | SIMKD, id="what wrappers wrap, by hp.ls.of"),
         pytest.param(touch("src/pupil/methods/crd.py"), set(), id="a method that is not configured"),
         pytest.param(edit("hp.crd.dim", 64), set(), id="a knob of a method that is not configured"),
         pytest.param(touch("src/pupil/methods/base.py"), TRAININGS, id="what methods share"),
@@ -137,7 +137,7 @@ def test_a_change_reaches_exactly_what_depends_on_it(
 def test_a_knob_of_one_method_retrains_that_method_alone_and_turning_it_back_trains_nothing(workspace: Checkout) -> None:
     workspace.edit({"hp.simkd.factor": 4, "seeds": [0]})
     assert ran(workspace.run("dvc", "repro")) == {"distill@resnet8-resnet8-simkd-0", "evaluate"}
-    workspace.edit({"hp.simkd.factor": 2, "seeds": [0, 1]})
+    workspace.edit({"hp.simkd": {"preset": "default"}, "seeds": [0, 1]})
     back = workspace.run("dvc", "repro")
     assert ran(back) == set()
     assert "is cached - skipping run" in back.out
