@@ -17,8 +17,9 @@ from pupil.data import SOURCES
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.net import Net, probe
-from pupil.recipes import applied, find, recipes, replace, shown, use
+from pupil.recipes import applied, find, recipes, replace, shown, told, use
 from pupil.settings import Settings, defaults, overlay
+from pupil.tables import table
 from pupil.types import Features, UserError
 from tests.published import STANDARDISED, TABLES
 
@@ -250,3 +251,20 @@ def test_the_command_says_what_changes_and_shows_what_was_published(tmp_path: Pa
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("  dist/") for line in lines) == 14
     assert sum(line.startswith("  simkd/") for line in lines) == 0
+
+
+def test_the_comparison_shows_published_numbers_beside_ones_own() -> None:
+    published = told("simkd/cifar100/resnet32x4-resnet8x4")
+    assert published["resnet32x4"] == "79.42"
+    assert published["resnet8x4 alone"] == "73.09"
+    assert published["resnet8x4 by simkd from resnet32x4"] == "78.08"
+    assert told(None) == {}
+    spread = {"n": 1, "mean": 70.0, "std": 0.0}
+    costs = {"parameters": 1.0, "macs": 1.0, "cpu_batch1_median_ms": 1.0, "cpu_batch64_median_ms": 1.0}
+    mine = {name: {"top1": spread, "nll": spread, "ece": spread, **costs} for name in ("resnet8x4 alone", "another")}
+    head, _, first, second, *_ = table(mine, {}, published).splitlines()
+    at = [cell.strip() for cell in head.split("|")].index("published")
+    assert [line.split("|")[at].strip() for line in (first, second)] == ["73.09", ""]
+    assert "published" not in table(mine, {})
+    with pytest.raises(UserError, match="there is no recipe 'simkd/cifar10'"):
+        told("simkd/cifar10")
