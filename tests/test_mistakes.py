@@ -256,6 +256,7 @@ MISTAKES = [
     Mistake("check data.overlap=0.5 data.classes=5", "data.overlap and data.classes are both given"),
     Mistake("check data.teacher_classes=[]", "data.teacher_classes is []: 2 classes or more"),
     Mistake("check data.teacher_classes=[3,4,5]", "kd needs a teacher of the student's classes", "on maps or embeddings: "),
+    Mistake("check recipe=simkd/cifar10", "there is no recipe 'simkd/cifar10'", "`python -m pupil recipe` lists all"),
     Mistake("check data.fold=1", "data.folds and data.fold go together"),
     Mistake("check data.folds=5 data.fold=5 data.val_images=null", "data.fold is 5 of 5: folds are 0 to 4"),
     Mistake("prepare data.name=cub200", "data.path is not given", "CUB_200_2011.tgz"),

@@ -17,6 +17,7 @@ from pupil.methods.base import Method
 from pupil.models.external import unwatched
 from pupil.models.taps import External
 from pupil.net import Net, cut, probe
+from pupil.recipes import told
 from pupil.settings import Settings, plain
 from pupil.types import Batch, UserError
 
@@ -36,6 +37,7 @@ class Outline(NamedTuple):
 def check(settings: Settings) -> None:
     """Prints networks, taps, methods and memory; raises UserError at the first thing that cannot work."""
     pick_device(settings.device)
+    told(settings.recipe)  # refuses an unknown one
     outline = outline_of(settings)
     print(outline.about)
     labels = torch.arange(outline.training_images) % outline.classes
