@@ -139,6 +139,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         (home / "ownpackage/blocks").mkdir()
         (home / "ownpackage/blocks/conv.py").write_text(HELPER)
         (home / "ownpackage/__init__.py").write_text("KNOWN = 1\n")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "ownpackage"]:  # another test's
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(home)
     return home
 
