@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from torchvision import datasets
 
 from pupil.data import SOURCES, Data, load, prepare
+from pupil.data.augment import Augment, crop, moves
 from pupil.data.classes import class_sets
 from pupil.data.draw import quotas
-from pupil.data.resident import Augment, Resident, crop
+from pupil.data.resident import Resident
 from pupil.types import UserError
 
 SMALL = Data(train_images=100, val_images=40, test_images=60, image_size=8)
@@ -679,7 +680,7 @@ def test_augmented_images_are_the_crop_and_flip_that_were_drawn_for_their_id(pre
     batches = loader(prepared, 32)
     plain, _, _ = epoch(loader(prepared, 32, None), 0)
     images, _, ids = epoch(batches, 4)
-    _, corners, flips = batches.draw(4)
+    corners, flips = moves(Augment(2, True), 0, 4, torch.arange(100))
     zero = batches.shift  # a padded pixel is black before it is normalised
     for image, i in zip(images, ids.tolist(), strict=True):
         padded = zero.expand(3, 12, 12).clone()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pupil.data.resident import Augment
+from pupil.data.augment import Augment
 
 Tick = Callable[[int], None]  # called with the number of images read since the last call
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from pupil.data.augment import Augment
 from pupil.data.base import Content, Data, Source, in_memory
 from pupil.data.folder import folder
 from pupil.data.layouts import cub200, imagenet, mit67, tiny_imagenet, tiny_imagenet_cskd, tiny_imagenet_cskd_glob
-from pupil.data.resident import Augment
 from pupil.types import UserError
 
 

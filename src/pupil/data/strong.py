@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pupil.data.augment import OPERATING, uniform
+
 GREY = (125, 123, 114)  # what is cut out
 
 
@@ -47,10 +49,10 @@ class Draws(NamedTuple):
     holes: Tensor  # (N, 3) in 0..1: side of the square (of half the width), its centre
 
 
-def draw(n: int, g: torch.Generator) -> Draws:
-    return Draws(
-        torch.randint(len(OPERATIONS), (n, 2), generator=g), torch.rand(n, 2, generator=g), torch.rand(n, 3, generator=g)
-    )
+def draw(seed: int, epoch: int, ids: Tensor) -> Draws:
+    """ids (N,) int64; on their device."""
+    operations, strengths, holes = uniform(seed, epoch, ids, 7, OPERATING).split((2, 2, 3), 1)
+    return Draws((operations * len(OPERATIONS)).long(), strengths, holes)
 
 
 def strengthen(images: Tensor, draws: Draws) -> Tensor:

@@ -1,0 +1,83 @@
+"""What all loaders share: the order of the samples, shards, normalisation, and batches of exact sizes."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pupil.data.augment import Augment, order
+from pupil.types import Batch
+
+
+class Shard(NamedTuple):
+    """Every `of`-th sample of the epoch's order, from the one at `part`: the shards of an epoch have no sample in common."""
+
+    part: int = 0
+    of: int = 1
+
+
+class Views(NamedTuple):
+    """Of one batch, on the device."""
+
+    images: Tensor  # (B, 3, H, W) uint8
+    strong: Tensor | None = None  # the same of the second view
+
+
+class Batches:
+    """Batches of one split.
+
+    With a seed the samples are shuffled and augmented: the order is a function of (seed, epoch), what is done to an image of
+    (seed, epoch, id), so that every loader, batch size, shard and resumed run sees the same images, and every method at one
+    seed the same batches.  Without a seed the order is the split's own and nothing is augmented.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        device: torch.device,
+        seed: int | None = None,
+        augment: Augment = Augment(),
+        two_views: bool = False,
+        shard: Shard = Shard(),
+    ) -> None:
+        """`labels` (N,) int64; mean and std per channel, in units of 0..1.
+
+        `two_views`: each batch has a second, strongly augmented view; the first is the same with and without it.
+        """
+        self.labels = labels.to(device)
+        self.scale = 1 / (255 * torch.tensor(std, device=device).view(3, 1, 1))
+        self.shift = -torch.tensor(mean, device=device).view(3, 1, 1) / torch.tensor(std, device=device).view(3, 1, 1)
+        self.batch_size, self.seed, self.augment, self.device, self.shard = batch_size, seed, augment, device, shard
+        self.two_views = two_views and seed is not None
+
+    @property
+    def samples(self) -> int:
+        return len(range(self.shard.part, len(self.labels), self.shard.of))
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """`first`: batches before it are left out, and not read: what remains of an epoch that was broken off."""
+        plan = self.order(number).split(self.batch_size)[first:]
+        for ids, views in zip(plan, self.views(number, plan), strict=True):
+            here = ids.to(self.device)
+            second = None if views.strong is None else self.normalise(views.strong)
+            yield Batch(self.normalise(views.images), self.labels[here], here, number, second)
+
+    def order(self, number: int) -> Tensor:
+        """Of one epoch: the shard's ids, (samples,) int64 on the CPU."""
+        n = len(self.labels)
+        ids = torch.arange(n) if self.seed is None else order(self.seed, number, n)
+        return ids[self.shard.part :: self.shard.of]
+
+    def views(self, number: int, plan: Sequence[Tensor]) -> Iterator[Views]:
+        """The images of each batch of ids (B,), augmented."""
+        raise NotImplementedError
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return images.float() * self.scale + self.shift
