@@ -107,7 +107,7 @@ def test_load_gives_what_prepare_returned_and_wrote(tmp_path: Path) -> None:
         data = b"".join(t.numpy().tobytes() for t in (images, labels, ids))
         assert manifest["sha256"][name] == hashlib.sha256(data).hexdigest()
     assert manifest["config"]["train_images"] == 100
-    assert manifest["augment"] == {"pad": 4, "flip": False}
+    assert manifest["augment"] == {"pad": 4, "flip": False, "crop": "pad"}
 
 
 def test_prepared_files_can_be_read_by_whom_the_folder_can(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_cifar_is_read_from_disk_when_it_is_there(
     manifest = prepare(Data(name=name, path=str(tmp_path / "home"), val_images=least), tmp_path / "out")
     assert manifest["counts"] == {"train": len(pixels) - least, "val": least, "test": 2 * least}
     assert (tuple(manifest["mean"]), tuple(manifest["std"])) == SOURCES[name].statistics
-    assert manifest["augment"] == {"pad": 4, "flip": True}
+    assert manifest["augment"] == {"pad": 4, "flip": True, "crop": "pad"}
     ids, (images, labels) = ids_of(tmp_path / "out")["train"], load(tmp_path / "out").splits["train"]
     assert torch.equal(images, torch.from_numpy(pixels[ids]))
     assert labels.tolist() == [i % least for i in ids] if name == "cifar100" else labels.tolist() == [i % 20 % 10 for i in ids]

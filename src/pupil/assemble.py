@@ -11,9 +11,10 @@ from torch import Tensor
 from pupil import checkpoint, models
 from pupil.config import HOME
 from pupil.data import Prepared, load
+from pupil.data.augment import Augment
+from pupil.data.batches import Batches
 from pupil.data.memory import choose
 from pupil.data.prepare import TEACHER
-from pupil.data.resident import Augment, Resident
 from pupil.fit import Optim, refuse_batch_of_one
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
@@ -39,9 +40,9 @@ class Job(NamedTuple):
 
 
 class Loaders(NamedTuple):
-    train: Resident
-    val: Resident
-    test: Resident
+    train: Batches
+    val: Batches
+    test: Batches
     about: str  # where their images are
 
 
@@ -188,11 +189,12 @@ def loaders(
     data: Prepared, batch_size: int, seed: int, device: torch.device, loader: str = "auto", two_views: bool = False
 ) -> Loaders:
     m = data.manifest
-    augment = Augment(m["augment"]["pad"], m["augment"]["flip"])
-    kind, about = choose(loader, sum(pixels.bytes for pixels in data.pixels.values()), device)
+    augment = Augment(**m["augment"])
+    need = sum(images.bytes for images in data.pixels.values())
+    chosen = choose(loader, need, device, augment.crop == "resized", two_views)
     train, val, test = ((data.pixels[name], data.splits[name][1], m["mean"], m["std"]) for name in ("train", "val", "test"))
-    shown = kind(*train, batch_size, device, seed, augment, two_views)
-    return Loaders(shown, kind(*val, 256, device), kind(*test, 256, device), about)
+    shown = chosen.train(*train, batch_size, device, seed, augment, two_views)
+    return Loaders(shown, chosen.still(*val, 256, device), chosen.still(*test, 256, device), chosen.why)
 
 
 def pick_device(name: str) -> torch.device:

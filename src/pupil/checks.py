@@ -9,7 +9,8 @@ from typing import Any
 from pupil import models
 from pupil.data import SOURCES
 from pupil.data import check as check_data
-from pupil.data.memory import LOADERS
+from pupil.data.memory import LOADERS, possible
+from pupil.data.prepare import recipe
 from pupil.fit import Optim
 from pupil.methods import METHODS
 from pupil.settings import Settings
@@ -69,6 +70,7 @@ def check(s: Settings) -> None:
         if not (hp.ce or hp.kl or hp.beta):
             raise UserError(f"hp.{name}: ce, kl and beta are all 0, so there is nothing to train on")
     one_of("loader", s.loader, LOADERS)
+    possible(s.loader, recipe(s.data).crop == "resized")
     within("processes", s.processes, s.processes >= 1, "1 or more")
     if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")

@@ -81,7 +81,7 @@ class Settings:
     protocol: Protocol = Protocol()
     hp: Mapping[str, Method.Config] = field(default_factory=lambda: {name: m.Config() for name, m in METHODS.items()})
     device: str = "auto"
-    loader: str = "auto"  # auto | resident | streamed: where the images are in training; the batches are the same
+    loader: str = "auto"  # auto | resident | streamed | workers | dali: who makes the batches, which are the same
     recipe: str | None = None  # whose published numbers the comparison shows beside the measured ones
     processes: int = 1  # that share the work of a training; the numbers are those of one, to rounding
     experiment: str = "pupil"

@@ -17,10 +17,11 @@ ORDER, VIEW, STRONG, OPERATING = range(4)  # streams of one seed and epoch that 
 
 
 class Augment(NamedTuple):
-    """Random crop after zero padding by `pad` pixels, then a horizontal flip with probability one half."""
+    """A random crop, then a horizontal flip with probability one half."""
 
-    pad: int = 0
+    pad: int = 0  # pixels of zeros around the image that is cropped
     flip: bool = False
+    crop: str = "pad"  # or resized: of the encoded image, by pupil.data.resized
 
 
 class Moves(NamedTuple):

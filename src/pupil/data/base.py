@@ -36,6 +36,7 @@ class Data:
     overlap: float | None = None  # instead of both: teachers learn the first half of the classes, students the second, with
     # this share of it replaced by the teachers' classes
     unreadable: str = "stop"  # stop | drop: what to do about images that cannot be read
+    crop: str | None = None  # pad | resized (random resized crops; image files alone); None: the source's own recipe
     pad: int | None = None  # random crop after this zero padding, pixels; None: the source's own recipe
     flip: bool | None = None  # random horizontal flip; None: the source's own recipe
     seed: int = 0  # of every draw above
@@ -46,6 +47,7 @@ class Images(NamedTuple):
     sizes: Tensor  # (n, 2) int64, width and height as they were
     marks: list[bytes]  # hash of the pixels as they were
     unreadable: dict[int, str]  # position among the n -> reason; pixels and size are zero, the mark is empty
+    files: Sequence[bytes] = ()  # resized: each image encoded, for pupil.data.encoded; else none
 
 
 class Pool(NamedTuple):

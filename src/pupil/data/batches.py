@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from pupil.data.augment import Augment, order
+from pupil.data.encoded import Encoded
+from pupil.data.files import Pixels
 from pupil.types import Batch
 
 
@@ -34,6 +36,7 @@ class Batches:
 
     def __init__(
         self,
+        images: Tensor | Pixels | Encoded,
         labels: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
@@ -44,7 +47,7 @@ class Batches:
         two_views: bool = False,
         shard: Shard = Shard(),
     ) -> None:
-        """`labels` (N,) int64; mean and std per channel, in units of 0..1.
+        """`images` (N, 3, H, W) uint8, or where they lie; `labels` (N,) int64; mean and std per channel, in units of 0..1.
 
         `two_views`: each batch has a second, strongly augmented view; the first is the same with and without it.
         """
@@ -53,6 +56,11 @@ class Batches:
         self.shift = -torch.tensor(mean, device=device).view(3, 1, 1) / torch.tensor(std, device=device).view(3, 1, 1)
         self.batch_size, self.seed, self.augment, self.device, self.shard = batch_size, seed, augment, device, shard
         self.two_views = two_views and seed is not None
+        self.hold(images)
+
+    def hold(self, images: Tensor | Pixels | Encoded) -> None:
+        """Make them ready."""
+        raise NotImplementedError
 
     @property
     def samples(self) -> int:

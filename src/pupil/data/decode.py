@@ -14,7 +14,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pupil.data.base import Images, Pool, Tick
+from pupil.data.base import Data, Images, Pool, Tick
+from pupil.data.encoded import portable
+from pupil.data.resized import centred
 from pupil.data.tree import Tree, opener
 
 BLOCK = 64  # images per task of the thread pool
@@ -24,19 +26,21 @@ class Decoded(NamedTuple):
     pixels: np.ndarray  # (3, S, S) uint8
     size: tuple[int, int]  # as it was: width, height, upright
     mark: bytes  # hash of the pixels as they were
+    file: bytes  # as pupil.data.encoded keeps it
 
 
-def as_pool(tree: Tree, files: list[str], labels: Tensor, size: int) -> Pool:
+def as_pool(tree: Tree, files: list[str], labels: Tensor, config: Data) -> Pool:
     """`files` of the tree and the class of each, (N,) int64."""
-    return Pool(labels, partial(read, tree, files, size), files)
+    return Pool(labels, partial(read, tree, files, config.image_size, config.crop == "resized"), files)
 
 
-def read(tree: Tree, files: list[str], size: int, ids: Tensor, tick: Tick) -> Images:
+def read(tree: Tree, files: list[str], size: int, resized: bool, ids: Tensor, tick: Tick) -> Images:
     """Decode the files at these positions."""
     pixels = torch.zeros(len(ids), 3, size, size, dtype=torch.uint8)
     sizes = torch.zeros(len(ids), 2, dtype=torch.int64)
     target, shapes, names = pixels.numpy(), sizes.numpy(), [files[i] for i in ids.tolist()]
     marks: list[bytes] = []
+    encoded: list[bytes] = []
     unreadable: dict[int, str] = {}
     with ExitStack() as stack:
         # The filter is the process's own: threads cannot have theirs.  Pillow only warns of the smaller bombs.
@@ -46,26 +50,27 @@ def read(tree: Tree, files: list[str], size: int, ids: Tensor, tick: Tick) -> Im
         fetch = opener(tree)
         workers = stack.enter_context(ThreadPoolExecutor())
         spans = [slice(i, i + BLOCK) for i in range(0, len(names), BLOCK)]
-        jobs = (partial(decode_block, fetch, names[span], target[span], shapes[span]) for span in spans)
+        jobs = (partial(decode_block, fetch, names[span], target[span], shapes[span], resized) for span in spans)
         try:
-            for found, failures in workers.map(lambda job: job(), jobs):
+            for found, failures, raw in workers.map(lambda job: job(), jobs):
                 unreadable |= {len(marks) + i: reason for i, reason in failures.items()}
                 marks += found
+                encoded += raw
                 tick(len(found))
         finally:
             workers.shutdown(cancel_futures=True)
-    return Images(pixels, sizes, marks, unreadable)
+    return Images(pixels, sizes, marks, unreadable, encoded)
 
 
 def decode_block(
-    fetch: Callable[[str], bytes], names: list[str], target: np.ndarray, sizes: np.ndarray
-) -> tuple[list[bytes], dict[int, str]]:
-    """Fill target (n, 3, S, S) and sizes (n, 2); the hashes, and what was wrong with some files."""
-    marks, failures = [], {}
+    fetch: Callable[[str], bytes], names: list[str], target: np.ndarray, sizes: np.ndarray, resized: bool
+) -> tuple[list[bytes], dict[int, str], list[bytes]]:
+    """Fill target (n, 3, S, S) and sizes (n, 2); the hashes, what was wrong with some files, and if resized the files."""
+    marks, failures, files = [], {}, []
     for i, name in enumerate(names):
-        mark = b""
+        mark = file = b""
         try:
-            target[i], sizes[i], mark = decode(fetch(name), target.shape[-1])
+            target[i], sizes[i], mark, file = decode(fetch(name), target.shape[-1], resized)
         except UnidentifiedImageError:
             failures[i] = "not an image"
         except FileNotFoundError:
@@ -73,20 +78,22 @@ def decode_block(
         except Exception as error:  # Pillow and zipfile raise a dozen types for damaged files; each is told to the user
             failures[i] = " ".join(str(error).split()) or type(error).__name__
         marks.append(mark)
-    return marks, failures
+        files += [file] * resized
+    return marks, failures, files
 
 
-def decode(raw: bytes, size: int) -> Decoded:
-    """Upright, RGB, the centre square resized (bilinear, antialiased).  Of an animation the first image."""
+def decode(raw: bytes, size: int, resized: bool = False) -> Decoded:
+    """Upright, RGB, the centre square resized (bilinear, antialiased), or as `centred`.  Of an animation the first image."""
     with Image.open(io.BytesIO(raw)) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        rgb = as_rgb(image)
+        rgb = as_rgb(ImageOps.exif_transpose(image))
+        file = portable(raw, image, rgb) if resized else b""
     side = min(rgb.size)
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-    small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    box = (left, top, left + side, top + side)
+    small = centred(rgb, size) if resized else rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     mark = hashlib.sha256(f"{rgb.width} x {rgb.height} ".encode())  # with the processor's help faster than blake2b
     mark.update(rgb.tobytes())
-    return Decoded(np.asarray(small).transpose(2, 0, 1), rgb.size, mark.digest())
+    return Decoded(np.asarray(small).transpose(2, 0, 1), rgb.size, mark.digest(), file)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -47,7 +47,7 @@ def content_of(splits: dict[str, Split], config: Data) -> Content:
         raise UserError(no_classes(splits["train"], classes))
     for name, split in splits.items():
         check_same_classes(name, classes, class_folders(split), split)
-    pools = {name: pool_of(split, classes, config.image_size) for name, split in splits.items()}
+    pools = {name: pool_of(split, classes, config) for name, split in splits.items()}
     prints = " ".join(dict.fromkeys(split.tree.fingerprint for split in splits.values()))
     return Content(classes, pools["train"], pools.get("val"), pools.get("test"), fingerprint=prints)
 
@@ -100,9 +100,9 @@ def check_same_classes(name: str, wanted: tuple[str, ...], found: tuple[str, ...
     )
 
 
-def pool_of(split: Split, classes: Sequence[str], size: int) -> Pool:
+def pool_of(split: Split, classes: Sequence[str], config: Data) -> Pool:
     tree, prefix = split
     index = {name: i for i, name in enumerate(classes)}
     files = [name for name in tree.files if name.startswith(prefix) and "/" in name[len(prefix) :]]
     labels = torch.tensor([index[name[len(prefix) :].split("/")[0]] for name in files], dtype=torch.int64)
-    return as_pool(tree, files, labels, size)
+    return as_pool(tree, files, labels, config)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pupil.data.base import Content, Data
 from pupil.data.classes import Labelling
 from pupil.data.draw import Drawn
-from pupil.data.files import Writer
+from pupil.data.files import FileWriter, Writer
 from pupil.data.report import Seen
 from pupil.types import UserError
 
@@ -61,7 +61,8 @@ def read(
         classes, fine = relabel[pool.labels[ids]], torch.ones(len(ids), dtype=torch.bool)
         sizes, marks = torch.zeros(len(ids), 2, dtype=torch.int64), []
         labels = {folder: mine.labels[classes] for folder, mine in folders.items()}
-        writers = {folder: Writer(out / folder / f"{name}.safetensors", len(ids), config.image_size) for folder in folders}
+        kind = FileWriter if config.crop == "resized" and name == "train" else Writer
+        writers = {folder: kind(out / folder / f"{name}.safetensors", len(ids), config.image_size) for folder in folders}
         for block in torch.arange(len(ids)).split(max(1, BLOCK // (3 * config.image_size**2))):
             images = pool.read(ids[block], tick)
             sizes[block] = images.sizes
@@ -70,9 +71,9 @@ def read(
                 fine[block[i]] = False
                 found.unreadable.append(f"{names[block[i]]} ({reason})")
             for folder, writer in writers.items():
-                writer.add(part(images.pixels, fine[block] & (labels[folder][block] >= 0)))
+                writer.add(images, fine[block] & (labels[folder][block] >= 0))
             if name == "train":
-                found.levels.add_(histogram(part(images.pixels, fine[block])))
+                found.levels.add_(histogram(images.pixels if fine[block].all() else images.pixels[fine[block]]))
         present[name] = classes[fine].bincount(minlength=len(chosen))
         for folder, writer in writers.items():
             kept = (fine & (labels[folder] >= 0)).nonzero().flatten()
@@ -95,10 +96,6 @@ def told(unreadable: list[str]) -> str:
         return f"image {unreadable[0]}"
     more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
     return f"{len(unreadable)} images: {', '.join(unreadable[:5])}{more}"
-
-
-def part(pixels: Tensor, wanted: Tensor) -> Tensor:
-    return pixels if wanted.all() else pixels[wanted]
 
 
 def histogram(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Published image sets in the layout of their authors' archives, from the folder or archive that the user has.
 
 Which image is whose is read from the set's own lists where it has them; a listed file that is missing is told like a
-damaged one.  Images are kept at `image_size` (centre square): the original random resized crops are not drawn.
+damaged one.
 """
 
 from collections import defaultdict
@@ -161,4 +161,4 @@ def pool_of(config: Data, tree: Tree, classes: Sequence[str], part: Listed) -> P
         if name not in index:
             raise UserError(f"{config.path}: {file} is of class {name}, which has no training images; fetch the set again")
     labels = torch.tensor([index[name] for _, name in part], dtype=torch.int64)
-    return as_pool(tree, [file for file, _ in part], labels, config.image_size)
+    return as_pool(tree, [file for file, _ in part], labels, config)

@@ -1,21 +1,60 @@
-"""Where the pixels of a data set are while it is trained on: in memory, or on disk."""
+"""Which loader makes the batches, and why: by what is asked for, the crops, the free memory and what is installed."""
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from pupil.data.batches import Batches
+from pupil.data.dali import Dali, installed
 from pupil.data.resident import Resident, Streamed
+from pupil.data.workers import Workers
+from pupil.types import UserError
 
-LOADERS = ("auto", "resident", "streamed")
+LOADERS = ("auto", "resident", "streamed", "workers", "dali")
+KINDS: dict[str, type[Batches]] = {"resident": Resident, "streamed": Streamed, "workers": Workers, "dali": Dali}
+HOW = {
+    Resident: "in memory",
+    Streamed: "read from disk batch by batch",
+    Workers: "decoded by worker processes",
+    Dali: "decoded by DALI",
+}
 
 
-def choose(loader: str, need: int, device: torch.device) -> tuple[type[Resident], str]:
-    """The loader for `need` bytes of pixels, and a line that says why; auto: resident below half of the free memory."""
+class Choice(NamedTuple):
+    train: type[Batches]
+    still: type[Batches]  # of images that are not augmented, which are always pixels of one size
+    why: str
+
+
+def choose(loader: str, need: int, device: torch.device, resized: bool = False, two_views: bool = False) -> Choice:
+    """The loaders for `need` bytes of images, and a line that says why; auto: resident below half of the free memory."""
+    possible(loader, resized)
     free = free_memory(device)
-    kind = Streamed if loader == "streamed" or (loader == "auto" and need >= free / 2) else Resident
-    how = "read from disk batch by batch" if kind is Streamed else "in memory"
-    return kind, f"images {how} (loader {loader}): {need / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free on {device}"
+    fits = need < free / 2
+    still = Streamed if loader == "streamed" or (loader != "resident" and not fits) else Resident
+    room = f"{need / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free on {device}"
+    if loader != "auto":
+        kind, why = KINDS[loader], room
+    elif not resized:
+        kind, why = still, room
+    elif two_views or not installed():
+        kind, why = Workers, f"random resized crops, {'in two views' if two_views else 'and DALI is not installed'}"
+    else:
+        kind, why = Dali, "random resized crops, and DALI is installed"
+    return Choice(kind, still, f"images {HOW[kind]} (loader {loader}): {why}")
+
+
+def possible(loader: str, resized: bool) -> None:
+    """A loader that is asked for must be there and suit the crops."""
+    if loader == "dali" and not installed():
+        raise UserError("loader: dali was asked for, but nvidia-dali-cuda120 is not installed; install it, or use auto")
+    if resized and loader in ("resident", "streamed"):
+        raise UserError(
+            f"loader: {loader} keeps pixels of one size, and the crops of these data are resized from the image files;"
+            " use auto, dali or workers, or data.crop=pad"
+        )
 
 
 def free_memory(device: torch.device) -> int:

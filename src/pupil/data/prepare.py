@@ -1,7 +1,8 @@
 """Any source -> one folder of few large files, the same bytes for the same settings.
 
 train.safetensors, val.safetensors, test.safetensors
-    images (N, 3, S, S) uint8, labels (N,) int64, source_ids (N,) int64: position in the source's split
+    images (N, 3, S, S) uint8, labels (N,) int64, source_ids (N,) int64: position in the source's split; for random resized
+    crops train.safetensors holds the images as encoded files instead (pupil.data.encoded), val and test as they are evaluated
 teacher/
     the same files of the teachers' classes, where they have others; their images come from the same draw, so that no
     image is for training in one folder and for validation or testing in the other
@@ -17,23 +18,24 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pupil.data.base import Data, Source
+from pupil.data.augment import Augment
+from pupil.data.base import Data
 from pupil.data.classes import class_sets, labelling
 from pupil.data.draw import draw
-from pupil.data.files import Pixels, open_split, sha256
+from pupil.data.files import open_split, sha256
 from pupil.data.gather import Gathered, Progress, read
 from pupil.data.report import write_report
 from pupil.data.sources import SOURCES
 from pupil.types import UserError
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "test")
 TEACHER = "teacher"  # the folder of the teachers' own classes
 FILES = ("manifest.json", *(f"{name}.safetensors" for name in SPLITS))
@@ -44,8 +46,8 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard devia
 
 class Prepared(NamedTuple):
     manifest: dict[str, Any]
-    splits: dict[str, tuple[Tensor, Tensor]]  # images (N, 3, H, W) uint8, mapped from the file; labels (N,) int64
-    pixels: dict[str, Pixels]  # the same images, to be read in parts
+    splits: dict[str, tuple[Any, Tensor]]  # images (N, 3, H, W) uint8, mapped from the file (or Shown); labels (N,) int64
+    pixels: dict[str, Any]  # the same images, to be read in parts: Pixels (or Encoded)
 
 
 def silent(done: int, total: int) -> None:
@@ -56,8 +58,11 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
     """Write the folder `out`, replacing what an earlier call wrote; its manifest.  After an error `out` is as it was."""
     check(config)
     check_place(out)
-    source = SOURCES[config.name]
+    source, given = SOURCES[config.name], config
+    config = replace(config, crop=recipe(config).crop)
     content = source.load(config)
+    if config.crop == "resized" and content.train.names is None:
+        raise UserError(f"data.crop is 'resized', which needs image files: {config.name} comes as pixels of one size; use pad")
     if source.classes not in (None, len(content.classes)):
         raise UserError(
             f"{config.name} has {source.classes} classes, {config.path} has {len(content.classes)}: fetch what is missing, "
@@ -73,14 +78,14 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
         reading = read(config, content, drawn, sets.union, folders, new, progress)
         moments = source.statistics or statistics(reading.levels)
         shared = {"source_splits": {name: d.home for name, d in drawn.items()}, "dropped": len(reading.unreadable)}
-        beside = {"fingerprint": content.fingerprint, "config": asdict(config), "unreadable": reading.unreadable}
+        beside = {"fingerprint": content.fingerprint, "config": asdict(given), "unreadable": reading.unreadable}
         beside |= {"teacher_classes": None if theirs is None else theirs.names}
         if config.relabel == "cskd":
             beside |= {"unmerged": [content.classes[k] for k in sets.student]}  # the class that a label stands for
         manifests = {}
         for folder, mine in folders.items():
             found = reading.folders[folder]
-            facts = describe(config, source, mine.names, found, moments) | shared
+            facts = describe(config, mine.names, found, moments) | shared
             digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
             manifest = json.loads(json.dumps({**facts, "digest": digest, **beside}))
             (new / folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
@@ -136,6 +141,10 @@ def check(config: Data) -> None:
         raise UserError("data.folds and data.fold go together: into how many parts, and which of them, 0.., is for validation")
     if config.folds is not None and config.fold is not None and config.fold >= config.folds:
         raise UserError(f"data.fold is {config.fold} of {config.folds}: folds are 0 to {config.folds - 1}")
+    if config.crop not in (None, "pad", "resized"):
+        raise UserError(f"data.crop is {config.crop!r}: pad (crops after padding) or resized (random resized crops)")
+    if config.pad and recipe(config).crop == "resized":
+        raise UserError(f"data.pad is {config.pad}, which random resized crops do not have; leave it out, or use data.crop=pad")
     for a, b in (
         ("per_class", "train_images"),
         ("folds", "val_images"),
@@ -150,6 +159,14 @@ def check(config: Data) -> None:
         raise UserError(
             f"data.test_path is {config.test_path!r}: only data.name=folder reads it, not {config.name}; leave it out"
         )
+
+
+def recipe(config: Data) -> Augment:
+    """The source's own, but for what is given."""
+    own = SOURCES[config.name].augment
+    crop = config.crop or own.crop
+    pad, flip = own.pad if config.pad is None else config.pad, own.flip if config.flip is None else config.flip
+    return Augment(0 if crop == "resized" else pad, flip, crop)
 
 
 def check_place(out: Path) -> None:
@@ -167,10 +184,9 @@ def check_disk(images: int, size: int, folder: Path) -> None:
         )
 
 
-def describe(config: Data, source: Source, classes: list[str], found: dict[str, Gathered], moments: Moments) -> dict[str, Any]:
+def describe(config: Data, classes: list[str], found: dict[str, Gathered], moments: Moments) -> dict[str, Any]:
     """What the digest covers: all that decides the numbers a network sees, and no path."""
     mean, std = moments
-    pad, flip = source.augment
     return {
         "version": VERSION,
         "name": config.name,
@@ -180,7 +196,7 @@ def describe(config: Data, source: Source, classes: list[str], found: dict[str, 
         "class_counts": {name: part.labels.bincount(minlength=len(classes)).tolist() for name, part in found.items()},
         "mean": mean,
         "std": std,
-        "augment": {"pad": pad if config.pad is None else config.pad, "flip": flip if config.flip is None else config.flip},
+        "augment": recipe(config)._asdict(),
         "sha256": {name: part.sha256 for name, part in found.items()},
     }
 

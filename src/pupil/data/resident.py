@@ -5,13 +5,13 @@ on the device.  Which of the two changes no bit of a batch.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pupil.data.augment import STRONG, VIEW, Augment, Moves, crop, move, moves
 from pupil.data.batches import Batches, Shard, Views
+from pupil.data.encoded import Encoded
 from pupil.data.files import Pixels
 from pupil.data.strong import draw, strengthen
 
@@ -20,13 +20,10 @@ AHEAD = 2  # batches that are read while one is trained on
 
 
 class Resident(Batches):
-    """`images` (N, 3, H, W) uint8; what follows is of `Batches`."""
+    """Its pixels are on the device."""
 
-    def __init__(self, images: Tensor | Pixels, *about: Any, **more: Any) -> None:
-        super().__init__(*about, **more)
-        self.hold(images)
-
-    def hold(self, images: Tensor | Pixels) -> None:
+    def hold(self, images: Tensor | Pixels | Encoded) -> None:
+        assert not isinstance(images, Encoded), "no pixels of one size"
         self.images = (images if isinstance(images, Tensor) else images.mapped()).to(self.device)
 
     def read(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -51,7 +48,7 @@ class Resident(Batches):
 class Streamed(Resident):
     """Its pixels stay in the file of the split: a few batches are in memory, whatever its size."""
 
-    def hold(self, images: Tensor | Pixels) -> None:
+    def hold(self, images: Tensor | Pixels | Encoded) -> None:
         assert isinstance(images, Pixels), "a tensor is in memory already"
         self.pixels = images
 

@@ -100,9 +100,9 @@ FASHION = ((0.2860,) * 3, (0.3530,) * 3)
 TINY = ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
-CROP, FLIP = Augment(4, True), Augment(0, True)
+CROP, FLIP, RESIZED = Augment(4, True), Augment(0, True), Augment(0, True, "resized")
 
-# What is augmented is what the batches of pupil.data.resident offer; what the authors did beyond it stands in the row.
+# What the authors did beyond what the loaders offer stands in the row.
 SOURCES: dict[str, Source] = {
     "digits": Source(
         "1,797 handwritten digits, comes with scikit-learn, nothing to download", 10, 8, Augment(4, False), digits
@@ -132,20 +132,14 @@ SOURCES: dict[str, Source] = {
         tiny_imagenet_cskd_glob,
         IMAGENET,
     ),
-    "cub200": Source(
-        "CUB-200-2011, 5,994 + 5,794 birds; as CSKD, without its random resized crop", 200, 224, FLIP, cub200, HALF
-    ),
-    "cub200_refilled": Source(
-        "CUB-200-2011 as REFILLED: ImageNet's mean and std; without its random resized crop", 200, 224, FLIP, cub200, IMAGENET
-    ),
-    "mit67": Source(
-        "MIT-67 indoor scenes, 5,360 + 1,340; as CSKD, without its random resized crop", 67, 224, FLIP, mit67, IMAGENET
-    ),
+    "cub200": Source("CUB-200-2011, 5,994 + 5,794 birds; as CSKD", 200, 224, RESIZED, cub200, HALF),
+    "cub200_refilled": Source("CUB-200-2011 as REFILLED: ImageNet's mean and std", 200, 224, RESIZED, cub200, IMAGENET),
+    "mit67": Source("MIT-67 indoor scenes, 5,360 + 1,340; as CSKD", 67, 224, RESIZED, mit67, IMAGENET),
     "imagenet": Source(
-        "ImageNet folders train and val, without the random resized crop; all in memory: image_size 32 is 4 GB",
+        "ImageNet folders train and val; random resized crops of the files, or data.crop=pad for pixels of one size",
         1000,
         224,
-        FLIP,
+        RESIZED,
         imagenet,
         IMAGENET,
     ),
