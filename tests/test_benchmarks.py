@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from benchmarks import loader
 from benchmarks.cases import NAMES, Size, case, disagreement
 from benchmarks.literal_maps import LITERAL
 
@@ -35,3 +36,13 @@ def test_loss_and_gradients_are_those_of_the_literal_formula(name: str, hp: dict
     loss, gradient = disagreement(case(name, SMALL, "cpu", **(quick | hp)))
     assert loss < 1e-4
     assert gradient < 1e-3
+
+
+def test_loaders_are_measured_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    loader.main(["--images", "12", "--size", "16", "--batch", "4", "--rounds", "1", "--device", "cpu"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
+    wanted = [(crop, name) for crop, names in loader.CROPS.items() for name in ("plain", *names)]
+    assert [(row[0], row[1]) for row in rows] == [row for row in wanted if row[1] != "dali" or loader.installed()]
+    assert all(float(row[2].replace(",", "")) > 0 for row in rows)
+    assert {row[3] for row in rows if row[1] == "plain"} == {"1.00"}

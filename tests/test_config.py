@@ -193,7 +193,7 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/classes.py": "preparation",
     "data/decode.py": "preparation",
     "data/files.py": "reads out/data, whose hash is checked",
-    "data/memory.py": "chooses between loaders of the same batches",
+    "data/memory.py": "chooses between loaders of the same batches, up to rounding in decoded images",
     "data/draw.py": "preparation",
     "data/folder.py": "preparation",
     "data/gather.py": "preparation",

@@ -1,5 +1,6 @@
 """What is exported loads where this package cannot be imported, and answers as it does here."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from pupil import checkpoint, models, standalone
 from pupil.assemble import build_method
 from pupil.data.decode import decode
+from pupil.data.encoded import as_tensor
+from pupil.data.resized import centred
 from pupil.extract import extract
 from pupil.methods import METHODS
 from pupil.models import NETWORKS
@@ -193,6 +196,29 @@ def model(tmp_path: Path) -> Path:
 def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the other Python, which takes seconds and has a test of its own."""
     monkeypatch.setattr(standalone, "prove", lambda *args: None)
+
+
+@pytest.mark.usefixtures("unproved")
+@pytest.mark.parametrize("size", [(60, 45), (45, 60), (300, 301)])
+def test_images_of_a_network_of_resized_crops_are_seen_as_they_were_evaluated(tmp_path: Path, size: tuple[int, int]) -> None:
+    net, meta = student("torchvision/resnet18", "kd", {}, "resnet8")
+    manifest = {**FACTS, "augment": {"crop": "resized"}}
+    save(tmp_path / "model", net, meta | checkpoint.seen(manifest))
+    standalone.export(tmp_path / "model", tmp_path / "out")
+    assert "shorter side" in json.loads((tmp_path / "out" / "model.json").read_text())["preprocessing"]["resize"]
+    spec = importlib.util.spec_from_file_location("its_load", tmp_path / "out" / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    noise = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image, seen = Image.fromarray(noise.numpy()), []
+    image.save(tmp_path / "image.png")
+    load.classify(tmp_path / "image.png", lambda x: seen.append(x) or torch.zeros(1, K))
+    wanted = (as_tensor(centred(image, SIZE)) / 255 - torch.tensor(FACTS["mean"]).view(3, 1, 1)) / torch.tensor(
+        FACTS["std"]
+    ).view(3, 1, 1)
+    assert torch.equal(seen[0][0], wanted)
 
 
 @pytest.mark.usefixtures("unproved")

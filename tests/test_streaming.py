@@ -13,10 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pupil.data import Data, load, memory, prepare
+from pupil.data.dali import Dali
 from pupil.data.resident import Augment, Resident, Streamed
+from pupil.data.workers import Workers
 from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
 from pupil.models import build
+from pupil.types import UserError
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -45,7 +48,7 @@ def step(images, labels):
     optimizer.step()
 step(torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64))  # what torch loads at its first step is not measured
 before = peak()
-kind, _ = memory.choose(sys.argv[2], 0, cpu)
+kind = memory.choose(sys.argv[2], 0, cpu).train
 batches = kind(data.pixels["train"], data.splits["train"][1], (0.5,) * 3, (0.25,) * 3, 8, cpu, 0, Augment(4, True))
 for batch in batches.epoch(1):
     step(batch.images, batch.labels)
@@ -128,11 +131,31 @@ def test_an_epoch_that_is_left_early_leaves_no_reader_behind(digits: Path) -> No
 def test_a_loader_is_chosen_by_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000_000_000)
     small, large = 499_000_000, 500_000_000
-    assert [memory.choose("auto", need, CPU)[0] for need in (small, large)] == [Resident, Streamed]
-    assert [memory.choose(name, large, CPU)[0] for name in ("resident", "streamed")] == [Resident, Streamed]
-    told = memory.choose("auto", large, CPU)[1]
+    assert [memory.choose("auto", need, CPU)[:2] for need in (small, large)] == [(Resident, Resident), (Streamed, Streamed)]
+    assert [memory.choose(name, large, CPU)[:2] for name in ("resident", "streamed")] == [
+        (Resident, Resident),
+        (Streamed, Streamed),
+    ]
+    assert [memory.choose("workers", need, CPU)[:2] for need in (small, large)] == [(Workers, Resident), (Workers, Streamed)]
+    told = memory.choose("auto", large, CPU).why
     assert told == "images read from disk batch by batch (loader auto): 500 MB, of 1,000 MB free on cpu"
+    monkeypatch.undo()
     assert memory.free_memory(CPU) > 0
+
+
+def test_resized_crops_are_made_by_dali_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "installed", lambda: True)
+    chosen = memory.choose("auto", 0, CPU, resized=True)
+    assert chosen == (Dali, Resident, "images decoded by DALI (loader auto): random resized crops, and DALI is installed")
+    assert memory.choose("auto", 0, CPU, resized=True, two_views=True).train is Workers
+    for loader in ("resident", "streamed"):
+        with pytest.raises(UserError, match=f"loader: {loader} keeps pixels of one size"):
+            memory.choose(loader, 0, CPU, resized=True)
+    monkeypatch.setattr(memory, "installed", lambda: False)
+    kind, _, why = memory.choose("auto", 0, CPU, resized=True)
+    assert (kind, why.partition(": ")[2]) == (Workers, "random resized crops, and DALI is not installed")
+    with pytest.raises(UserError, match="dali was asked for, but nvidia-dali-cuda120 is not installed"):
+        memory.choose("dali", 0, CPU)
 
 
 def test_a_file_with_images_left_out_can_be_read_by_safetensors(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pupil import tracking
 from pupil.config import read_params
+from pupil.data import SOURCES
 from tests.inprocess import at_home, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -45,14 +46,14 @@ def made_images(root: Path, size: int) -> Path:
     return root / f"made{size}"
 
 
-def shortened(line: str, images: Path) -> str:
+def shortened(line: str, images: Path, crop: str) -> str:
     """`python stages/NAME.py ...` or `python -m pupil ...` as `run` takes it, with small settings at the end."""
     words = [word for word in shlex.split(line) if not word.startswith(("data.path=", "processes="))]
     if words[:3] == ["python", "-m", "pupil"]:
         return shlex.join(words[3:])
     assert line.startswith("python stages/"), line
     stage = Path(words[1]).stem
-    words += ["data.name=folder", f"data.path={images}", f"data.val_images={CLASSES}"]
+    words += ["data.name=folder", f"data.path={images}", f"data.val_images={CLASSES}", f"data.crop={crop}"]
     if stage == "train":
         words += [f"{'optim' if 'train.role=student' in words else 'teacher.optim'}.{word}" for word in QUICK]
     if stage == "distill":
@@ -79,11 +80,12 @@ def test_what_is_said_to_be_the_same_runs(
     images: dict[int, Path] = {}
     for commands in blocks(section):
         for command in commands:
-            size = read_params(tmp_path / "params.yaml")["data"]["image_size"]
+            page = read_params(tmp_path / "params.yaml")["data"]
+            size, crop = page["image_size"], SOURCES[page["name"]].augment.crop
             if command.startswith("python stages/prepare.py"):
                 shutil.rmtree(tmp_path / "runs", ignore_errors=True)
                 images[size] = images.get(size) or made_images(tmp_path, size)
-            line = shortened(command, images.get(size, tmp_path))
+            line = shortened(command, images.get(size, tmp_path), crop)
             assert run(line, monkeypatch) == 0, (command, line, capfd.readouterr().err)
             if command.startswith("python stages/") and "prepare" not in command:
                 assert "test top-1" in capfd.readouterr().out, command

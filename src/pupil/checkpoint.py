@@ -30,6 +30,17 @@ PREPROCESSING = {
     "values": "pixels of 0 to 255 divided by 255, minus mean, divided by std; mean and std are per channel R, G, B",
     "input": "(batch, 3, image_size, image_size), float32",
 }
+RESIZED = PREPROCESSING | {
+    "resize": "upright (EXIF), RGB, the shorter side resized to image_size * 256 / 224 pixels, bilinear, antialiased, and the"
+    " centre of image_size x image_size pixels cut out"
+}
+
+
+def seen(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What model.json says of the prepared data: how an image becomes what the network sees, and what its outputs are."""
+    facts = {key: manifest[key] for key in ("classes", "image_size", "mean", "std")}
+    resized = manifest["augment"]["crop"] == "resized"
+    return facts | ({"crop": "resized", "preprocessing": RESIZED} if resized else {})
 
 
 def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

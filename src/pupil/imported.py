@@ -61,7 +61,7 @@ def run(settings: Settings, data: Prepared) -> None:
         final = {f"test/{name}": value for name, value in measures.quality(logits, labels).items()}
         meta = {
             **job.meta,
-            **{key: m[key] for key in ("classes", "image_size", "mean", "std")},
+            **checkpoint.seen(m),
             "data": {"name": m["name"], "digest": m["digest"]},
             "metrics": {**{name: final[name] for name in ("test/top1", "test/nll")}, "test/images": len(labels)},
         }

@@ -99,7 +99,7 @@ def conclude(
     last_epoch = read_metrics(record.folder)[-1]["step"]
     meta = {
         **job.meta,
-        **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")},
+        **checkpoint.seen(data.manifest),
         "data": {"name": data.manifest["name"], "digest": data.manifest["digest"]},
         "selection": deploy,
         "epoch": last_epoch if deploy == "last" else trained.best_epoch,

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from pupil import checkpoint
 from pupil.arrays import save_arrays
 from pupil.assemble import find
+from pupil.data.resized import shorter
 from pupil.extract import extract
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, external
@@ -53,7 +54,7 @@ def load():  # (B, 3, {size}, {size}) float32, normalised as below -> (B, {class
 def classify(file, net):
     image = ImageOps.exif_transpose(Image.open(file))
     assert image.mode[0] not in "IF", f"expected 8 bits per channel, got an image of mode {{image.mode}}"
-    image = ImageOps.fit(image.convert("RGB"), ({size}, {size}), Image.Resampling.BILINEAR)  # the centre square
+{see}
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view({size}, {size}, 3).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(FACTS[key]).view(3, 1, 1) for key in ("mean", "std"))
     return dict(zip(FACTS["classes"], net(((pixels - mean) / std)[None]).softmax(1)[0].tolist()))
@@ -61,6 +62,16 @@ def classify(file, net):
 if __name__ == "__main__":
     print("\\n".join(sorted(f"{{share:7.2%}}  {{name}}" for name, share in classify(sys.argv[1], load()).items())[:-6:-1]))
 '''
+
+SEE = {  # as images were evaluated, by data.crop
+    "pad": """\
+    image = ImageOps.fit(image.convert("RGB"), ({size}, {size}), Image.Resampling.BILINEAR)  # the centre square""",
+    "resized": """\
+    image, least = image.convert("RGB"), min(image.size)
+    w, h = (int({short} * side / least) for side in image.size)  # the shorter side is {short}, then the centre is cut out
+    left, top = round((w - {size}) / 2), round((h - {size}) / 2)
+    image = image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + {size}, top + {size}))""",
+}
 
 TRIAL = """\
 import sys
@@ -118,6 +129,7 @@ def write(out: Path, net: Net, meta: dict[str, Any], recipe: Recipe) -> None:
         imports="\n".join(imports),
         build=build,
         size=meta["image_size"],
+        see=SEE[meta.get("crop", "pad")].format(size=meta["image_size"], short=shorter(meta["image_size"])),
         classes=len(meta["classes"]),
         answers=answers,
     )
