@@ -1,10 +1,15 @@
 """What only a CUDA device can show."""
 
 from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from pupil.data import Data, load, prepare
+from pupil.data.memory import KINDS
 from pupil.data.resident import Augment, Resident
 from pupil.fit import Optim, fit, score
 from pupil.methods import METHODS
@@ -66,3 +71,26 @@ def test_resident_batches_are_the_same_on_both_devices() -> None:
     for a, b in zip(here.epoch(4), there.epoch(4), strict=True):
         assert torch.equal(a.ids, b.ids.cpu())
         assert torch.allclose(a.images, b.images.cpu(), atol=1e-6)
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_dali_on_the_gpu_shows_what_the_cpu_shows(tmp_path: Path, crop: str) -> None:
+    pytest.importorskip("nvidia.dali")
+    g = torch.Generator().manual_seed(0)
+    for split, name, i in product(("train", "test"), "ab", range(20)):
+        path = tmp_path / "in" / split / name / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = torch.randint(0, 256, (6, 7, 3), generator=g, dtype=torch.uint8).numpy()
+        Image.fromarray(coarse).resize((70, 60), Image.Resampling.BICUBIC).save(path, quality=90)
+    prepare(Data(name="folder", path=str(tmp_path / "in"), image_size=32, crop=crop, val_images=4), tmp_path / "out")
+    data = load(tmp_path / "out")
+    m, augment = data.manifest, Augment(**data.manifest["augment"])
+    about = data.pixels["train"], data.splits["train"][1], m["mean"], m["std"], 16
+    here = KINDS["workers"](*about, torch.device("cpu"), 0, augment)
+    there = KINDS["dali"](*about, torch.device("cuda"), 0, augment)
+    for number in (1, 2):
+        for a, b in zip(here.epoch(number), there.epoch(number), strict=True):
+            assert torch.equal(a.ids, b.ids.cpu())
+            assert b.images.device.type == b.labels.device.type == "cuda"
+            gap = ((a.images - b.images.cpu()) / here.scale).abs()
+            assert gap.mean() < (0.01 if crop == "pad" else 2), "levels of 255"
