@@ -19,7 +19,7 @@ from pupil.data.batches import Batches, Shard
 from pupil.data.dali import installed
 from pupil.data.encoded import Encoded, opened
 from pupil.data.memory import KINDS
-from pupil.data.prepare import Prepared
+from pupil.data.prepare import Prepared, recipe
 from pupil.data.resized import ASPECT, cut, cuts
 from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
@@ -278,6 +278,17 @@ def test_two_views_of_files_are_two_windows(prepared: Prepared) -> None:
         assert a.strong is not None
         assert torch.equal(a.images, b.images)
         assert not torch.equal(a.images, a.strong)
+
+
+def test_crops_are_the_data_sets_own_unless_others_are_asked_for() -> None:
+    for config, wanted in (
+        (Data(name="imagenet"), (0, True, "resized")),
+        (Data(name="imagenet", pad=4, flip=False), (4, False, "pad")),
+        (Data(name="imagenet", crop="pad"), (0, True, "pad")),
+        (Data(name="folder"), (4, True, "pad")),
+        (Data(name="folder", crop="resized"), (0, True, "resized")),
+    ):
+        assert recipe(config) == wanted
 
 
 def test_crops_of_arrays_are_refused(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def check(config: Data) -> None:
         raise UserError(f"data.fold is {config.fold} of {config.folds}: folds are 0 to {config.folds - 1}")
     if config.crop not in (None, "pad", "resized"):
         raise UserError(f"data.crop is {config.crop!r}: pad (crops after padding) or resized (random resized crops)")
-    if config.pad and recipe(config).crop == "resized":
+    if config.pad and config.crop == "resized":
         raise UserError(f"data.pad is {config.pad}, which random resized crops do not have; leave it out, or use data.crop=pad")
     for a, b in (
         ("per_class", "train_images"),
@@ -162,9 +162,9 @@ def check(config: Data) -> None:
 
 
 def recipe(config: Data) -> Augment:
-    """The source's own, but for what is given."""
+    """The source's own, but for what is given; a padding asks for padded crops."""
     own = SOURCES[config.name].augment
-    crop = config.crop or own.crop
+    crop = config.crop or ("pad" if config.pad else own.crop)
     pad, flip = own.pad if config.pad is None else config.pad, own.flip if config.flip is None else config.flip
     return Augment(0 if crop == "resized" else pad, flip, crop)
 
