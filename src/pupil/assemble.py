@@ -23,6 +23,8 @@ from pupil.net import FrozenLinear, Net, cut, probe
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
+SPEED = ("precision", "layout", "compile")
+
 
 class Job(NamedTuple):
     """One training, built and not yet begun."""
@@ -55,7 +57,7 @@ def single(settings: Settings, data: Prepared) -> Job:
     optim = settings.optim if role == "student" else settings.teacher.optim
     recipe = ("protocol", "optim", "student") if role == "student" else ("protocol", "teacher")
     read = recipe if pattern(settings) is None else (f"{role}.checkpoint",)
-    settings.refuse_unused("data", "train", "prepared", "loader", "processes", *read)
+    settings.refuse_unused("data", "train", "prepared", "loader", "processes", *SPEED, *read)
     net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
@@ -95,7 +97,7 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
     cell = settings.distill
     network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
-    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes")
+    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes", *SPEED)
     seed = settings.seeds[0] if cell.seed is None else cell.seed
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)

@@ -14,6 +14,7 @@ from pupil.data.prepare import recipe
 from pupil.fit import Optim
 from pupil.methods import METHODS
 from pupil.settings import Settings
+from pupil.speed import COMPILES, LAYOUTS, PRECISIONS
 from pupil.types import UserError
 
 
@@ -71,7 +72,11 @@ def check(s: Settings) -> None:
             raise UserError(f"hp.{name}: ce, kl and beta are all 0, so there is nothing to train on")
     one_of("loader", s.loader, LOADERS)
     possible(s.loader, recipe(s.data).crop == "resized")
+    one_of("precision", s.precision, PRECISIONS)
+    one_of("layout", s.layout, LAYOUTS)
+    within("compile", s.compile, s.compile in COMPILES, "false, true or auto")
     within("processes", s.processes, s.processes >= 1, "1 or more")
+    within("compile", s.compile, s.compile is not True or s.processes == 1, "false with several processes")
     if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")
 

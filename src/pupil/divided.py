@@ -14,10 +14,10 @@ images than W is run whole by every process.  The images are read and augmented 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from pupil.distributed import several
+from pupil.lazy import Lazy
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.net import Net
@@ -78,46 +79,11 @@ class Divided(Net):
         shares = Shares.of(len(x))
         with AsWhole(shares):
             part = super().features(shares.of_own(x))
-        return cast(Features, Whole(part, shares))
+        return cast(Features, Lazy(part, partial(gather, shares=shares)))  # what of it a loss reads is gathered
 
 
-class Whole:
-    """The features of the whole batch; each tensor is gathered when it is first read."""
-
-    def __init__(self, part: Features, shares: Shares, given: dict[str, Tensor] | None = None) -> None:
-        self.part, self.shares = part, shares
-        self.found: dict[int, Tensor] = {}
-        self.__dict__.update(given or {})
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.part, name)
-        return Spots(value, self.gather) if isinstance(value, tuple) else self.gather(value)
-
-    def _replace(self, **given: Tensor) -> "Whole":
-        return Whole(self.part, self.shares, given)
-
-    def gather(self, part: Tensor) -> Tensor:
-        if id(part) not in self.found:
-            with torch.set_grad_enabled(part.requires_grad):  # also where it is first read without gradients
-                self.found[id(part)] = cast(Tensor, Gather.apply(part, self.shares))
-        return self.found[id(part)]
-
-
-class Spots(Sequence[Tensor]):
-    def __init__(self, parts: tuple[Tensor, ...], gather: Callable[[Tensor], Tensor]) -> None:
-        self.parts, self.gather = parts, gather
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(index, slice):
-            return tuple(self.gather(part) for part in self.parts[index])
-        return self.gather(self.parts[index])
+def gather(part: Tensor, shares: Shares) -> Tensor:
+    return cast(Tensor, Gather.apply(part, shares))
 
 
 class Gather(Function):

@@ -251,7 +251,7 @@ def summary(raws: Tensor, weights: dict[str, float], phase: Phase, epoch: int) -
 
 
 def snapshot(net: nn.Module) -> State:
-    return {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in net.state_dict().items()}
 
 
 def score(net: Net, batches: Loader, measure: Measure | None = None) -> dict[str, float]:

@@ -21,6 +21,7 @@ from pupil.machine import describe, usage
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
 from pupil.settings import Settings, plain
+from pupil.speed import Speed, choose, quick
 from pupil.tracking import Stream, parent_from_environment
 from pupil.types import UserError
 
@@ -43,10 +44,11 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
     distributed.spread(settings.processes)
     device = distributed.join(pick_device(settings.device))
     feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
-    print(f"{job.title}: {feeds.about}", flush=True)
+    speed = choose(settings.precision, settings.layout, settings.compile, device)
+    print(f"{job.title}: {feeds.about}; {speed}", flush=True)
     to_device(job, device)
     progress = Progress(job.title, len(feeds.train))
-    record, stream = open_record(job, data, settings, place, device)
+    record, stream = open_record(job, data, settings, place, device, speed)
 
     def log(values: Mapping[str, float], epoch: int) -> None:
         record.log({**values, **usage(device)}, epoch)
@@ -56,7 +58,7 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
     outputs: dict[str, str] = {}
     status = "FAILED"
     try:
-        trained = train(job, feeds, settings, log, progress.watch)
+        trained = train(job, feeds, settings, speed, log, progress.watch)
         final = conclude(job, trained, data, feeds, settings, place, record)
         outputs = {name: sha256(place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
         status = "FINISHED"
@@ -72,13 +74,14 @@ def follow(job: Job, data: Prepared, settings: Settings) -> None:
     device = distributed.join(pick_device(settings.device))
     feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
     to_device(job, device)
-    train(job, feeds, settings, lambda values, epoch: None, lambda batches, *about: iter(batches))
+    speed = choose(settings.precision, settings.layout, settings.compile, device)
+    train(job, feeds, settings, speed, lambda values, epoch: None, lambda batches, *about: iter(batches))
 
 
-def train(job: Job, feeds: Loaders, settings: Settings, log: Log, watch: Watch) -> Trained:
+def train(job: Job, feeds: Loaders, settings: Settings, speed: Speed, log: Log, watch: Watch) -> Trained:
     seed_everything("training", job.seed)
     papers = feeds.test if settings.protocol.papers_best_on_test else None
-    with divided(job.method, job.teacher):
+    with divided(job.method, job.teacher), quick(job.method, job.teacher, speed):
         return fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, watch, papers)
 
 
@@ -136,7 +139,9 @@ def predict_each(
     return logits, labels
 
 
-def open_record(job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device) -> tuple[Record, Stream]:
+def open_record(
+    job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device, speed: Speed
+) -> tuple[Record, Stream]:
     facts = {
         "stage": job.stage,
         "name": job.title,
@@ -144,6 +149,7 @@ def open_record(job: Job, data: Prepared, settings: Settings, place: Where, devi
             **flatten(job.params),
             **flatten({"data": data.manifest["config"]}),
             "protocol.deploy": settings.protocol.deploy,
+            "speed": str(speed),
         },
         "seeds": ({} if job.imported else {"network": job.seed, "batches": job.seed}) | {"data": settings.data.seed},
         "inputs": {

@@ -54,7 +54,8 @@ class CSKD(Method):
 
     def loss(self, s: Features, t: Features, batch: Batch) -> Terms:
         hp, terms = self.hp, self.usual(s, t, batch)
-        members = F.one_hot(batch.labels, s.logits.shape[1]).float()
+        classes = torch.arange(s.logits.shape[1], device=s.logits.device)
+        members = (batch.labels[:, None] == classes).float()  # as one_hot, which reads the labels' range on the CPU
         if hp.beta * hp.opl:
             terms["opl"] = Term(orthogonality(s.embedding, batch.labels, hp.gamma), hp.beta * hp.opl)
         if hp.beta * hp.icv:
