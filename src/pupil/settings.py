@@ -84,7 +84,7 @@ class Settings:
     loader: str = "auto"  # auto | resident | streamed | workers | dali: who makes the batches, which are the same
     precision: str = "float32"  # float32 | bf16 | auto: of the networks in training; losses and weights are float32
     layout: str = "contiguous"  # contiguous | channels_last | auto: of images, maps and weights in training
-    compile: bool | str = False  # false | true | auto: both networks, by torch.compile
+    compile: bool | str = False  # false | true (both networks) | auto: by torch.compile
     recipe: str | None = None  # whose published numbers the comparison shows beside the measured ones
     processes: int = 1  # that share the work of a training; the numbers are those of one, to rounding
     experiment: str = "pupil"

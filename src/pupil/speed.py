@@ -5,7 +5,8 @@ do adapters, memory banks and optimiser.  What is measured (under `torch.inferen
 
 precision  bf16: both networks under autocast; on CUDA what stays float32 may use TF32 in matrix products
 layout     channels_last: images, maps and the student's weights
-compile    both networks by torch.compile, for batches of the first one's shape; where that fails, eagerly, and it says so
+compile    by torch.compile, for batches of the first one's shape: both networks, or (auto, on a CPU) the teacher, whose weights
+           are then constants; where it fails, the network runs eagerly, and a line says so
 
 The teacher answers from a copy that never changes: batch norms folded where that is sure (`fold`), weights in the layout and
 cast once.  Who reads the teacher's own parts finds them as they were.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 
 from pupil.distributed import world
@@ -33,6 +35,8 @@ PRECISIONS = ("float32", "bf16", "auto")
 LAYOUTS = ("contiguous", "channels_last", "auto")
 COMPILES = (False, True, "auto")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # of x86 processors that multiply bf16
+# a backward pass is compiled with its forward pass, so that it fails with it, and may be run more than once, as DOT does
+BACKWARD = {"force_non_lazy_backward_lowering": True, "donated_buffer": False}
 Run = Callable[[Net, Tensor], Features]
 
 
@@ -42,22 +46,26 @@ class Speed:
 
     bf16: bool = False
     channels_last: bool = False
-    compile: bool = False
+    compile: str = ""  # both | teacher
     why: str = ""  # of an automatic precision
 
     def __str__(self) -> str:
         precision = ("bf16" if self.bf16 else "float32") + (f" ({self.why})" if self.why else "")
-        return ", ".join([precision, *["channels-last"] * self.channels_last, *["compiled"] * self.compile])
+        return ", ".join(
+            [precision, *["channels-last"] * self.channels_last, *[f"{self.compile} compiled"] * bool(self.compile)]
+        )
 
 
 def choose(precision: str, layout: str, compile: bool | str, device: torch.device) -> Speed:
-    """`auto`: by what the device can do, and by what was measured to help (benchmarks/README.md): compiling did not."""
+    """`auto`: by what the device can do, and by what was measured to help (benchmarks/README.md)."""
     can, why = bf16_on(device)
     bf16 = can if precision == "auto" else precision == "bf16"
     last = layout == "channels_last" or (layout == "auto" and (bf16 or device.type == "cpu"))
-    if compile is True and world() > 1:
+    several = world() > 1
+    if compile is True and several:
         raise UserError("compile: true works in one process, and there are several; use compile=false or processes=1")
-    return Speed(bf16, last, compile is True, why if precision == "auto" else "")
+    compiled = "both" if compile is True else "teacher" if compile == "auto" and device.type == "cpu" and not several else ""
+    return Speed(bf16, last, compiled, why if precision == "auto" else "")
 
 
 def bf16_on(device: torch.device) -> tuple[bool, str]:
@@ -81,7 +89,8 @@ def quick(method: Method | Alone, teacher: Net | None, speed: Speed) -> Iterator
     if teacher is not None:
         teacher.__dict__["answering"] = prepared(copy.deepcopy(teacher), speed)
     for net, kind in kinds.items():
-        run: Any = Compiled(kind.features) if speed.compile else kind.features
+        compiled = speed.compile == "both" or (speed.compile == "teacher" and net is teacher)
+        run: Any = Compiled(kind.features, frozen=net is teacher) if compiled else kind.features
         net.__class__ = type(
             kind.__name__, (Student if net is student else Teacher, kind), {"speed": speed, "run": staticmethod(run)}
         )
@@ -90,7 +99,8 @@ def quick(method: Method | Alone, teacher: Net | None, speed: Speed) -> Iterator
     for module in slow:
         module.__class__ = InFloat32
     try:
-        yield
+        with cast(Any, functorch).patch(BACKWARD):
+            yield
     finally:
         torch.set_float32_matmul_precision(products)
         for net, kind in kinds.items():
@@ -121,7 +131,8 @@ class Teacher(Net):
     def features(self, x: Tensor) -> Features:
         if torch.is_inference_mode_enabled() or self.training:
             return super().features(x)
-        return answer(self.answering, x, self.speed, self.run)
+        with torch.no_grad():
+            return answer(self.answering, x, self.speed, self.run)
 
 
 def answer(net: Net, x: Tensor, speed: Speed, run: Run) -> Features:
@@ -166,9 +177,11 @@ class InFloat32(nn.Conv2d):
 class Compiled:
     """A network's features, compiled for batches of one shape; others go the eager way, as do all after a failure."""
 
-    def __init__(self, eager: Run) -> None:
+    def __init__(self, eager: Run, frozen: bool) -> None:
+        """`frozen`: the weights never change, and may be packed as the processor likes them."""
         self.eager = eager
-        self.quick: Any = torch.compile(eager, dynamic=False)
+        options: Any = {"freezing": True} if frozen else None
+        self.quick: Any = torch.compile(eager, dynamic=False, options=options)
         self.shape: torch.Size | None = None
 
     def __call__(self, net: Net, x: Tensor) -> Features:

@@ -1,0 +1,178 @@
+"""Time of a training step against the loop that published code has in common; prints a Markdown table, writes JSON.
+
+python -m benchmarks.step [--pairs large,small] [--methods kd,simkd] [--threads 2] [--profile] [--json step.json]
+
+Both sides train the same method on the same made images in one process, by turns of a few steps; a turn includes the loading
+of all its batches but the first, and the other side's workers have nothing left to do meanwhile.  A ratio is common loop /
+ours, so above 1 ours is faster; it is the median of the turns' ratios, with their quartiles.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common_loop import CommonLoop, Images
+from benchmarks.parts import PARTS, Parts
+from pupil.data.resident import Augment, Resident
+from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.methods import METHODS
+from pupil.methods.base import Method, Setup
+from pupil.models import build
+from pupil.net import probe
+from pupil.speed import choose, quick
+from pupil.types import Batch
+
+PAIRS = {"large": ("resnet32x4", "resnet8x4"), "small": ("resnet56", "resnet20")}
+TURN = {"large": 3, "small": 8}  # timed steps
+CLASSES, MEAN, STD = 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", default="large,small", help="large, small, with commas between")
+    parser.add_argument("--methods", default="kd,simkd")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=2, help="of the common loop's DataLoader")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="auto", choices=("float32", "bf16", "auto"))
+    parser.add_argument("--layout", default="auto", choices=("contiguous", "channels_last", "auto"))
+    parser.add_argument("--compile", default="auto", choices=("false", "true", "auto"))
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes, on both sides")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device, rows = torch.device(args.device), []
+    speed = choose(args.precision, args.layout, "auto" if args.compile == "auto" else args.compile == "true", device)
+    print(f"{machine(device)}, {args.threads} threads; ours: {speed}\n")
+    print("| pair | method | ms per step, common loop / ours | ratio | quartiles |\n|---|---|---|---|---|", flush=True)
+    profiles = []
+    for pair in args.pairs.split(","):
+        for name in args.methods.split(","):
+            sides = measure(pair, name, args, speed, device)
+            ratios = [a / b for a, b in zip(*sides["seconds"], strict=True)]
+            low, ratio, high = statistics.quantiles(ratios, n=4)
+            ms = [1e3 * statistics.median(s) for s in sides["seconds"]]
+            print(f"| {pair} | {name} | {ms[0]:.0f} / {ms[1]:.0f} | {ratio:.2f} | {low:.2f} to {high:.2f} |", flush=True)
+            rows.append(
+                {"pair": PAIRS[pair], "method": name, "ms": ms, "ratio": ratio, "quartiles": [low, high], "ratios": ratios}
+            )
+            profiles += sides["profiles"]
+    print("", *profiles, sep="\n")
+    if args.json:
+        facts = {"machine": machine(device), "speed": str(speed), "load": os.getloadavg(), "rows": rows}
+        args.json.write_text(json.dumps(facts | {k: v for k, v in vars(args).items() if k != "json"}, indent=1) + "\n")
+
+
+def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: torch.device) -> dict[str, Any]:
+    """Seconds per step of both sides, turn by turn, and the lines of their profiles."""
+    g = torch.Generator().manual_seed(0)
+    n = args.batch * (TURN[pair] + 1)
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (n,), generator=g)
+    literal, ours = (made(name, PAIRS[pair], labels, device) for _ in range(2))
+    common = CommonLoop(name, literal, Images(pixels, labels, MEAN, STD), args.batch, args.workers, device)
+    train = Resident(pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True))
+    with ExitStack() as stack:
+        stack.enter_context(quick(ours, ours.teacher, speed))
+        sides = (common, Ours(ours, train))
+        for side in sides:
+            turn(side, Parts(False, device))
+        seconds = ([], [])
+        for _ in range(args.rounds):
+            for side, found in zip(sides, seconds, strict=True):
+                found.append(turn(side, Parts(False, device)))
+        profiles = [line for side in sides if args.profile for line in profile(side, f"{pair}, {name}", device)]
+    return {"seconds": seconds, "profiles": profiles}
+
+
+def made(name: str, pair: tuple[str, str], labels: torch.Tensor, device: torch.device) -> Method:
+    torch.manual_seed(0)
+    teacher, student = (build(network, CLASSES) for network in pair)
+    teacher.requires_grad_(False).eval()
+    method = METHODS[name](Setup(student, teacher, probe(student, 32), probe(teacher, 32), labels), METHODS[name].Config())
+    teacher.to(device)
+    method.to(device)
+    activate(method, method.phases()[0])
+    return method
+
+
+class Ours:
+    """The loop of `pupil.fit`."""
+
+    def __init__(self, method: Method, train: Resident) -> None:
+        self.method, self.train, self.epoch = method, train, 0
+        self.phase = method.phases()[0]
+        self.optimizer, _ = make_optimizer(self.phase, Optim())
+
+    def batches(self) -> Iterator[Batch]:
+        self.epoch += 1
+        return self.train.epoch(self.epoch)
+
+    def step(self, batch: Batch, parts: Parts) -> None:
+        if not parts.on:
+            step(self.method, teacher_features(self.method.teacher, batch), batch, self.phase, self.optimizer)
+            return
+        with parts("teacher"):
+            t = teacher_features(self.method.teacher, batch)
+        student, whole = self.method.student, "rest"
+        forward = parts.timed(self.method.forward, "loss", whole)
+        inner = parts.timed(student.features, "student forward", "loss")
+        backward = parts.timed(torch.Tensor.backward, "backward", whole)
+        descend = parts.timed(self.optimizer.step, "optimiser", whole)
+        held, plain = self.optimizer.step, torch.Tensor.backward
+        try:
+            torch.Tensor.backward, self.optimizer.step = lambda x: backward(x), descend  # type: ignore[method-assign,assignment]
+            student.__dict__["features"], self.method.__dict__["forward"] = inner, forward
+            with parts(whole):
+                step(self.method, t, batch, self.phase, self.optimizer)
+        finally:
+            torch.Tensor.backward, self.optimizer.step = plain, held  # type: ignore[method-assign]
+            del student.__dict__["features"], self.method.__dict__["forward"]
+
+
+def turn(side: CommonLoop | Ours, parts: Parts) -> float:
+    """Seconds per step, over all batches of the made images but the first."""
+    batches = side.batches()
+    side.step(next(batches), Parts(False, parts.device))
+    begin, steps = parts.now(), 0
+    while True:
+        with parts(PARTS[0]):
+            batch = next(batches, None)
+        if batch is None:
+            return (parts.now() - begin) / steps
+        side.step(batch, parts)
+        steps += 1
+
+
+def profile(side: CommonLoop | Ours, title: str, device: torch.device) -> list[str]:
+    parts, turns = Parts(True, device), 3
+    per_step = [turn(side, parts) for _ in range(turns)]
+    whole = sum(per_step) / turns
+    steps = round(sum(parts.seconds.values()) / whole)
+    return [f"{title}, {'common loop' if isinstance(side, CommonLoop) else 'ours'}:", *parts.table(steps)]
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    about = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in about.read_text().splitlines() if "model name" in line]
+        if about.exists()
+        else []
+    )
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
