@@ -1,15 +1,27 @@
-"""Every method gives the loss and the gradients of its literal formula, which the benchmark measures it against."""
+"""What the benchmarks measure against does the same as ours: every method's literal formula, and the common loop."""
 
+import json
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import loader
+from benchmarks import step as steps
 from benchmarks.cases import NAMES, Size, case, disagreement
+from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.literal_maps import LITERAL
+from benchmarks.parts import PARTS, Parts
+from benchmarks.step import CLASSES, MEAN, STD, Ours, made
 
+from pupil.data.resident import Augment, Resident
 from pupil.methods import METHODS
+from pupil.types import Batch
 from tests import tiny
 
+CPU = torch.device("cpu")
 SMALL = Size(8, "resnet8", "resnet14", pixels=16, classes=5, images=40)
 OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ("dist", {"T": 1.0}),
@@ -46,3 +58,48 @@ def test_loaders_are_measured_side_by_side(capsys: pytest.CaptureFixture[str]) -
     assert [(row[0], row[1]) for row in rows] == [row for row in wanted if row[1] != "dali" or loader.installed()]
     assert all(float(row[2].replace(",", "")) > 0 for row in rows)
     assert {row[3] for row in rows if row[1] == "plain"} == {"1.00"}
+
+
+@pytest.mark.parametrize("name", ["kd", "simkd"])
+def test_common_loop_takes_the_step_that_ours_takes(name: str) -> None:
+    pixels, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % CLASSES
+    literal, ours = (made(name, ("resnet14", "resnet8"), labels, CPU) for _ in range(2))
+    images = Images(pixels, labels, MEAN, STD)
+    common = CommonLoop(name, literal, images, 8, 0, CPU)
+    batch = next(common.batches())
+    common.step(batch, Parts(False, CPU))
+    side = Ours(ours, Resident(pixels, labels, MEAN, STD, 8, CPU, 0, Augment(4, True)))
+    parts = Parts(name == "kd", CPU)  # the profiled step is the same step
+    side.step(Batch(*batch), parts)
+    for key, value in literal.student.state_dict().items():
+        torch.testing.assert_close(ours.student.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+    assert all(parts.seconds[part] > 0 for part in PARTS[1:]) == parts.on
+
+
+def test_time_of_parts_adds_up_and_names_what_binds() -> None:
+    parts = Parts(True, CPU)
+    with parts("rest"), parts("loss", "rest"):
+        time.sleep(0.02)
+    assert parts.seconds["loss"] >= 0.02 > parts.seconds["rest"] >= 0
+    assert parts.table(1)[-1] == "  bound by computing: it waits for batches 0 % of the time"
+    with parts(PARTS[0]):
+        time.sleep(0.1)
+    assert "bound by loading" in parts.table(1)[-1]
+
+
+def test_step_benchmark_prints_a_table_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steps, "PAIRS", {"tiny": ("resnet8", "resnet8")})
+    monkeypatch.setattr(steps, "TURN", {"tiny": 2})
+    words = "--pairs tiny --methods kd --batch 4 --threads 1 --workers 1 --rounds 3 --compile false --profile"
+    monkeypatch.setattr(sys, "argv", ["step", *words.split(), "--json", str(tmp_path / "step.json")])
+    threads = torch.get_num_threads()
+    steps.main()
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| tiny | kd |")]
+    assert sum("bound by" in line for line in lines) == 2
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert len(found["rows"][0]["ratios"]) == 3
+    assert found["rows"][0]["quartiles"][0] <= found["rows"][0]["ratio"] <= found["rows"][0]["quartiles"][1]
