@@ -4,7 +4,8 @@ python -m benchmarks.step [--pairs large,small] [--methods kd,simkd] [--threads 
 
 Both sides train the same method on the same made images in one process, by turns of a few steps; a turn includes the loading
 of all its batches but the first, and the other side's workers have nothing left to do meanwhile.  A ratio is common loop /
-ours, so above 1 ours is faster; it is the median of the turns' ratios, with their quartiles.
+ours, so above 1 ours is faster; it is the median of the turns' ratios, with their quartiles.  The same of the processor time of
+this process, which other work on the machine hardly moves; the common loop's workers are not in it.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,23 +56,29 @@ def main() -> None:
     device, rows = torch.device(args.device), []
     speed = choose(args.precision, args.layout, "auto" if args.compile == "auto" else args.compile == "true", device)
     print(f"{machine(device)}, {args.threads} threads; ours: {speed}\n")
-    print("| pair | method | ms per step, common loop / ours | ratio | quartiles |\n|---|---|---|---|---|", flush=True)
+    print("| pair | method | ms per step, common loop / ours | ratio | quartiles | ratio of processor time | quartiles |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     profiles = []
     for pair in args.pairs.split(","):
         for name in args.methods.split(","):
             sides = measure(pair, name, args, speed, device)
-            ratios = [a / b for a, b in zip(*sides["seconds"], strict=True)]
-            low, ratio, high = statistics.quantiles(ratios, n=4)
-            ms = [1e3 * statistics.median(s) for s in sides["seconds"]]
-            print(f"| {pair} | {name} | {ms[0]:.0f} / {ms[1]:.0f} | {ratio:.2f} | {low:.2f} to {high:.2f} |", flush=True)
-            rows.append(
-                {"pair": PAIRS[pair], "method": name, "ms": ms, "ratio": ratio, "quartiles": [low, high], "ratios": ratios}
-            )
+            ms, wall, wall_range = compared([[t[0] for t in side] for side in sides["seconds"]])
+            ms_cpu, cpu, cpu_range = compared([[t[1] for t in side] for side in sides["seconds"]])
+            shown = [f"{ratio:.2f} | {low:.2f} to {high:.2f}" for ratio, (low, high) in ((wall, wall_range), (cpu, cpu_range))]
+            print(f"| {pair} | {name} | {ms[0]:.0f} / {ms[1]:.0f} | {' | '.join(shown)} |", flush=True)
+            row = {"pair": PAIRS[pair], "method": name, "ms": ms, "ratio": wall, "quartiles": wall_range}
+            rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
             profiles += sides["profiles"]
     print("", *profiles, sep="\n")
     if args.json:
         facts = {"machine": machine(device), "speed": str(speed), "load": os.getloadavg(), "rows": rows}
         args.json.write_text(json.dumps(facts | {k: v for k, v in vars(args).items() if k != "json"}, indent=1) + "\n")
+
+
+def compared(seconds: list[list[float]]) -> tuple[list[float], float, tuple[float, float]]:
+    """Milliseconds of both sides, the ratio and its quartiles."""
+    low, ratio, high = statistics.quantiles([a / b for a, b in zip(*seconds, strict=True)], n=4)
+    return [1e3 * statistics.median(side) for side in seconds], ratio, (low, high)
 
 
 def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: torch.device) -> dict[str, Any]:
@@ -140,23 +148,23 @@ class Ours:
             del student.__dict__["features"], self.method.__dict__["forward"]
 
 
-def turn(side: CommonLoop | Ours, parts: Parts) -> float:
-    """Seconds per step, over all batches of the made images but the first."""
+def turn(side: CommonLoop | Ours, parts: Parts) -> tuple[float, float]:
+    """Seconds per step, over all batches of the made images but the first: of the clock, and of this process's threads."""
     batches = side.batches()
     side.step(next(batches), Parts(False, parts.device))
-    begin, steps = parts.now(), 0
+    begin, work, steps = parts.now(), time.process_time(), 0
     while True:
         with parts(PARTS[0]):
             batch = next(batches, None)
         if batch is None:
-            return (parts.now() - begin) / steps
+            return (parts.now() - begin) / steps, (time.process_time() - work) / steps
         side.step(batch, parts)
         steps += 1
 
 
 def profile(side: CommonLoop | Ours, title: str, device: torch.device) -> list[str]:
     parts, turns = Parts(True, device), 3
-    per_step = [turn(side, parts) for _ in range(turns)]
+    per_step = [turn(side, parts)[0] for _ in range(turns)]
     whole = sum(per_step) / turns
     steps = round(sum(parts.seconds.values()) / whole)
     return [f"{title}, {'common loop' if isinstance(side, CommonLoop) else 'ours'}:", *parts.table(steps)]
