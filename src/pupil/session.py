@@ -140,7 +140,7 @@ def predict_each(
 
 
 def open_record(
-    job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device, speed: Speed
+    job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device, speed: Speed | None = None
 ) -> tuple[Record, Stream]:
     facts = {
         "stage": job.stage,
@@ -149,7 +149,7 @@ def open_record(
             **flatten(job.params),
             **flatten({"data": data.manifest["config"]}),
             "protocol.deploy": settings.protocol.deploy,
-            "speed": str(speed),
+            **({} if speed is None else {"speed": str(speed)}),  # an import trains nothing
         },
         "seeds": ({} if job.imported else {"network": job.seed, "batches": job.seed}) | {"data": settings.data.seed},
         "inputs": {
