@@ -20,6 +20,7 @@ from pupil.models import build
 from pupil.net import FrozenLinear, probe
 from pupil.rows import cost
 from pupil.settings import Settings
+from pupil.speed import choose
 from pupil.types import Batch, UserError
 from tests import test_session, tiny
 from tests.test_session import at
@@ -133,7 +134,8 @@ def trained(settings: Settings, data: Prepared, **train: Any) -> Path:
     here = dataclasses.replace(settings, train=settings_of.Train(**train)) if train else settings
     job = assemble.single(here, data) if train else assemble.distillation(here, data)
     feeds = assemble.loaders(data, job.optim.batch_size, job.seed, torch.device("cpu"))
-    weights = session.train(job, feeds, here, tiny.quiet, tiny.silently).last
+    speed = choose(here.precision, here.layout, here.compile, torch.device("cpu"))
+    weights = session.train(job, feeds, here, speed, tiny.quiet, tiny.silently).last
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(Path(str(here.out)), weights, meta)
     return Path(str(here.out))
