@@ -11,6 +11,8 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 PORT ?= 5000
+LONG := contract/test_methods contract/test_networks reference/test_models test_external test_heads test_imported test_mistakes \
+  test_properties test_speed test_standalone test_subsets  # thousands of cases: `make test` runs them
 
 .PHONY: all setup repro recipe check test ui clean lock help
 
@@ -40,7 +42,7 @@ check: setup  ## format, lint, types and the quick tests
 	ruff format --check src stages tests benchmarks
 	ruff check src stages tests benchmarks
 	basedpyright
-	python -m pytest -q -m "not slow and not pipeline"
+	python -m pytest -q -m "not slow and not pipeline" $(LONG:%=--ignore=tests/%.py)
 
 test: setup  ## every test
 	python -m pytest -q
