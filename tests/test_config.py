@@ -202,6 +202,13 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/report.py": "describes what was prepared",
     "data/sources.py": "preparation",
     "data/tree.py": "preparation",
+    "data/manifest.py": "the reader of out/data, checked by the hashes in the manifest",
+    "disk.py": "words about what the system refuses",
+    "driver.py": "whether there is a GPU that torch does not see",
+    "facts.py": "what a file that is read can say",
+    "installed.py": "which packages there are; requirements.txt is a dependency",
+    "jsonfile.py": "reads JSON, with a limit",
+    "needed.py": "which packages are missing",
     "methods/__init__.py": "the table: a new row changes no other method",
 }
 

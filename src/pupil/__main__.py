@@ -1,4 +1,4 @@
-"""The command line: python -m pupil list | explain | check | recipe | pipeline | sync | resolve | import | export."""
+"""The command line: python -m pupil list | explain | check | recipe | pipeline | sync | resolve | import | export | doctor."""
 
 import argparse
 import json
@@ -7,13 +7,19 @@ import sys
 import time
 from pathlib import Path
 
-from pupil.config import HOME, launch_with, load_settings, user_errors
-from pupil.record import find, read
-from pupil.settings import plain
+from pupil.types import UserError
 
 
 def main() -> None:
     args = arguments()
+    if args.command == "doctor":  # works where the packages are not there
+        from pupil.doctor import doctor
+
+        sys.exit(doctor(Path(__file__).resolve().parents[2]))
+    import pupil.needed  # noqa: F401
+    from pupil.config import launch_with, user_errors
+    from pupil.settings import plain
+
     with user_errors():
         match args.command:
             case "list":
@@ -96,18 +102,24 @@ def arguments() -> argparse.Namespace:
     )
     export.add_argument("folder", type=Path, help="the model folder, such as out/models/distill/wrn_16_1-resnet8/kd/0")
     export.add_argument("out", type=Path, help="the folder to write, new or empty; `python OUT/load.py IMAGE` classifies")
+    commands.add_parser("doctor", help="look for what does not work on this machine, and say what mends it")
     return parser.parse_args()
 
 
 def pipeline() -> int:
     """`dvc repro` between a check and a sync; what a user types `make` for."""
+    from pupil.config import HOME, load_settings
     from pupil.inspection import check
+    from pupil.record import find, read
 
     settings = load_settings()
     check(settings)
     print(flush=True)
     started = time.time()
-    status = subprocess.run(["dvc", "repro"], cwd=HOME).returncode
+    try:
+        status = subprocess.run(["dvc", "repro"], cwd=HOME).returncode
+    except FileNotFoundError:
+        raise UserError("the command dvc is not on the PATH: `make setup`, then `source .venv/bin/activate`") from None
     synchronise([])
     trained = [f for f in find([HOME / "out" / "records"]) if read(f)["started"] >= started]
     fresh = [facts for facts in map(read, trained) if facts["stage"] not in ("prepare", "evaluate")]
@@ -127,8 +139,11 @@ def pipeline() -> int:
 
 
 def synchronise(folders: list[Path]) -> None:
+    from pupil.config import HOME, load_settings
     from pupil.tracking import sync
 
+    if lost := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise UserError(f"there is no folder {lost[0]}; give the folder of a record, or one above it")
     roots = folders or [folder for folder in (HOME / "out" / "records", HOME / "runs") if folder.exists()]
     created, completed, present = sync(roots, HOME, load_settings().experiment)
     print(f"MLflow: {created} runs created, {completed} completed, {present} were there")
