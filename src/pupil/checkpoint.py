@@ -23,7 +23,6 @@ from pupil.models.external import is_external
 from pupil.net import Net
 from pupil.record import sha256
 from pupil.types import UserError
-from pupil.untrusted import clip
 
 WEIGHTS, META = "model.safetensors", "model.json"
 KINDS: Mapping[str, Callable[[Any], bool]] = {  # what is needed to build it again and to use it
@@ -73,7 +72,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or KINDS.keys() - meta.keys():
         raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
     if key := facts.wrong(meta, KINDS):
-        said = clip(json.dumps(meta[key]))
+        said = json.dumps(meta[key])[:100]
         raise UserError(f"{folder / META} is damaged: its {key} is {said}; delete {folder} and run dvc repro")
     known = meta["network"] in (*NETWORKS,) or is_external(str(meta["network"]))
     if not known or meta["method"] not in (None, *METHODS):
