@@ -202,6 +202,7 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/report.py": "describes what was prepared",
     "data/sources.py": "preparation",
     "data/tree.py": "preparation",
+    "data/limits.py": "preparation",
     "data/manifest.py": "the reader of out/data, checked by the hashes in the manifest",
     "disk.py": "words about what the system refuses",
     "driver.py": "whether there is a GPU that torch does not see",
