@@ -24,6 +24,7 @@ from pupil import checkpoint, jsonfile, published
 from pupil.data import Data, limits, load, prepare
 from pupil.data.files import MOST, open_split
 from pupil.data.tree import list_tree, opener
+from pupil.models import external
 from pupil.types import UserError
 from tests.test_sources import GREY, as_folder, as_zip, cub200
 
@@ -357,6 +358,38 @@ def test_a_checkpoint_that_bursts_is_refused(make: Callable[[Path], None], tmp_p
         published.read(tmp_path / "a.pth")
     assert "\n" not in str(caught.value)
     assert "a.pth" in str(caught.value)
+
+
+CODE = """
+from pathlib import Path
+
+Path("ran").touch()
+
+
+def net(classes):
+    return None
+"""
+
+
+@pytest.mark.parametrize("name", ["theirs/code.py:net", "theirs.code:net", "antigravity:fly", "os:_exit"])
+def test_a_model_folder_from_elsewhere_runs_no_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model.json may name a network of the user's own; here the code came with the folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(external, "HOME", tmp_path)
+    monkeypatch.setattr(external, "ASKED", set())
+    as_folder({"theirs/code.py": CODE.encode()}, tmp_path)
+    meta = {"network": name, "method": None, "surgery": {}, "classes": ["a", "b"], "image_size": 16}
+    checkpoint.save(tmp_path / "theirs/model", {}, {**meta, "mean": [0.5] * 3, "std": [0.5] * 3})
+    with pytest.raises(UserError, match="which nothing here has asked for; it was not run"):
+        checkpoint.load(tmp_path / "theirs/model")
+    assert not (tmp_path / "ran").exists()
+    if name.endswith(".py:net"):  # the user asks for it: it is run (and is no network)
+        (tmp_path / "theirs").rename(tmp_path / "networks")
+        path = tmp_path / "networks/model" / checkpoint.META
+        path.write_text(path.read_text().replace("theirs/", "networks/"))
+        with pytest.raises(UserError, match=r"must return an nn\.Module"):
+            checkpoint.load(tmp_path / "networks/model")
+        assert (tmp_path / "ran").exists()
 
 
 def test_a_header_of_safetensors_that_overlaps_or_leads_out_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from pupil.types import UserError
 
@@ -58,10 +59,15 @@ def main() -> None:
                 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `{self.prog} --help` says what there is\n")
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers."
-    )
+    parser = Parser(prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     tables = commands.add_parser("list", help="methods, networks and data sets, with their papers")
     for only in ("methods", "networks", "data", "combinations"):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pupil.types import UserError
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
@@ -22,6 +24,17 @@ def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
     except (SafetensorError, OSError) as e:
         new.unlink(missing_ok=True)
         raise e if isinstance(e, OSError) else refused(e, path) from None
+
+
+def load_arrays(path: Path, *needed: str) -> dict[str, Tensor]:
+    """UserError where the file is damaged or lacks what is needed."""
+    try:
+        found = load_file(path)
+    except SafetensorError as e:
+        raise UserError(f"{path} is damaged ({str(e)[:100]}); delete {path.parent} and run dvc repro") from None
+    if missing := [name for name in needed if name not in found]:
+        raise UserError(f"{path} is damaged: it holds no {missing[0]}; delete {path.parent} and run dvc repro")
+    return found
 
 
 def refused(e: SafetensorError, path: Path) -> Exception:

@@ -19,7 +19,7 @@ from pupil.arrays import save_arrays
 from pupil.jsonfile import read_json
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, build
-from pupil.models.external import is_external
+from pupil.models.external import is_external, refuse_code
 from pupil.net import Net
 from pupil.record import sha256
 from pupil.types import UserError
@@ -88,6 +88,7 @@ def load(folder: Path) -> tuple[Net, dict[str, Any]]:
         raise UserError(f"{weights} is missing; delete {folder} and run dvc repro")
     if sha256(weights) != meta["sha256"]:
         raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
+    refuse_code(meta["network"], folder)
     net = build(meta["network"], len(meta["classes"]), meta["image_size"])
     try:
         if meta["method"] is not None:

@@ -1,6 +1,8 @@
 """What the operating system refuses, as one line that says what to do.  No torch."""
 
 import errno
+import tempfile
+from pathlib import Path
 
 ROOM = "make room (`python -m pupil doctor` shows the disks), then give the same command again"
 RIGHTS = "give another folder, or the right to write there (`python -m pupil doctor` says how)"
@@ -11,6 +13,13 @@ ADVICE = {
     errno.EIO: "the disk may be failing: copy out/ to another one, then look at the system's log (dmesg)",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
 }
+
+
+def refuse_unwritable(path: Path) -> None:
+    """OSError where a folder cannot be made or written to, before the work whose result it is to hold; leaves nothing."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"x")
 
 
 def told(e: OSError) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pupil import checkpoint, distributed, figures, measures
+from pupil import checkpoint, disk, distributed, figures, measures
 from pupil.arrays import save_arrays
 from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
 from pupil.config import HOME, pipeline_key
@@ -225,6 +225,7 @@ def fresh(stage: str) -> Path:
 def empty_or_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not empty; nothing is overwritten: choose another folder or remove it")
+    disk.refuse_unwritable(path)
 
 
 def to_device(job: Job, device: torch.device) -> None:
