@@ -16,6 +16,7 @@ from pupil.data.batches import Batches
 from pupil.data.memory import choose
 from pupil.data.prepare import TEACHER
 from pupil.fit import Optim, refuse_batch_of_one
+from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     params: dict[str, Any]  # of the record
     teacher_folder: Path | None
     imported: Mapping[str, str] | None = None  # layout and SHA-256 of the file, of a network that is not trained
+    views: int | None = None  # ways in which each image is augmented; None: in each epoch another
 
 
 class Loaders(NamedTuple):
@@ -55,7 +57,7 @@ def single(settings: Settings, data: Prepared) -> Job:
     own_seed = settings.seeds[0] if role == "student" else settings.teacher.seed
     seed = own_seed if settings.train.seed is None else settings.train.seed
     optim = settings.optim if role == "student" else settings.teacher.optim
-    recipe = ("protocol", "optim", "student") if role == "student" else ("protocol", "teacher")
+    recipe = ("protocol", "optim", "student", "views") if role == "student" else ("protocol", "teacher")
     read = recipe if pattern(settings) is None else (f"{role}.checkpoint",)
     settings.refuse_unused("data", "train", "prepared", "loader", "processes", *SPEED, *read)
     net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
@@ -70,7 +72,8 @@ def single(settings: Settings, data: Prepared) -> Job:
         stage, title = (
             ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
         )
-        return Job(stage, title, Alone(net), None, optim, seed, meta, params, None)
+        views = settings.views if role == "student" else None  # the baseline sees what the taught students see
+        return Job(stage, title, Alone(net), None, optim, seed, meta, params | {"views": views}, None, views=views)
     folder = find(settings.train.head_of or f"out/models/student/{settings.students[0]}/{settings.seeds[0]}")
     lender, lent = checkpoint.load(folder)
     same_classes(lent, data, folder)
@@ -97,7 +100,8 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
     cell = settings.distill
     network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
-    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes", *SPEED)
+    read = "data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes", "views", *SPEED
+    settings.refuse_unused(*read)
     seed = settings.seeds[0] if cell.seed is None else cell.seed
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)
@@ -127,18 +131,20 @@ def distillation(settings: Settings, data: Prepared) -> Job:
     )
     images = len(data.splits["train"][1])
     refuse_batch_of_one(method, teacher, images, m["image_size"], settings.optim.batch_size, "optim.batch_size")
+    if settings.views is not None:
+        refuse_readers(name, method, settings.views, m["image_size"])
     shared = taught["role"] == "shkd"
     label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
     hp = plain(settings.hp[name])
     params = {"role": "distilled", "network": network, "teacher": label, "method": name, "seed": seed}
-    params |= {"optim": plain(settings.optim), "hp": hp}
+    params |= {"optim": plain(settings.optim), "hp": hp, "views": settings.views}
     ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
     if kept is not None:
         ancestor |= {"cut": {"kept": kept, "of": len(taught["classes"])}}
         params |= {"teacher_outputs": f"{classes} of {len(taught['classes'])}"}
     meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
     title = f"{network} by {name} from {label}, seed {seed}"
-    return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder)
+    return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder, views=settings.views)
 
 
 def build_method(
@@ -188,14 +194,20 @@ def prepared(settings: Settings) -> Prepared:
 
 
 def loaders(
-    data: Prepared, batch_size: int, seed: int, device: torch.device, loader: str = "auto", two_views: bool = False
+    data: Prepared,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    loader: str = "auto",
+    two_views: bool = False,
+    views: int | None = None,
 ) -> Loaders:
     m = data.manifest
     augment = Augment(**m["augment"])
     need = sum(images.bytes for images in data.pixels.values())
     chosen = choose(loader, need, device, augment.crop == "resized", two_views)
     train, val, test = ((data.pixels[name], data.splits[name][1], m["mean"], m["std"]) for name in ("train", "val", "test"))
-    shown = chosen.train(*train, batch_size, device, seed, augment, two_views)
+    shown = chosen.train(*train, batch_size, device, seed, augment, two_views, views=views)
     return Loaders(shown, chosen.still(*val, 256, device), chosen.still(*test, 256, device), chosen.why)
 
 

@@ -12,6 +12,7 @@ from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
 from pupil.fit import refuse_batch_of_one, step
 from pupil.imported import look
+from pupil.kept import refuse_readers
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.models.external import unwatched
@@ -64,6 +65,8 @@ def check(settings: Settings) -> None:
                 net = student(name, outline.classes, 0, outline.image_size)
                 hp, batch_size = settings.hp[method_name], settings.optim.batch_size
                 method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                if settings.views is not None:
+                    refuse_readers(method_name, method, settings.views, outline.image_size)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
     check_shkd(settings, outline)
     n = count(settings)
