@@ -15,11 +15,12 @@ from pupil.data.augment import Augment
 from pupil.data.batches import Batches
 from pupil.data.memory import choose
 from pupil.data.prepare import TEACHER
-from pupil.fit import Optim, refuse_batch_of_one
+from pupil.fit import refuse_batch_of_one
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 

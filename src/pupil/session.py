@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,15 @@ from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
 from pupil.config import HOME, pipeline_key
 from pupil.data import Prepared
 from pupil.divided import divided
-from pupil.fit import Log, Trained, Watch, fit, predict, score_answers
+from pupil.fit import Log, Trained, Watch, fit, teacher_features
 from pupil.machine import describe, usage
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
+from pupil.scoring import predict, score_answers
 from pupil.settings import Settings, plain
 from pupil.speed import Speed, choose, quick
 from pupil.tracking import Stream, parent_from_environment
+from pupil.training import Training
 from pupil.types import UserError
 
 PREDICTIONS = "predictions.safetensors"
@@ -82,7 +85,9 @@ def train(job: Job, feeds: Loaders, settings: Settings, speed: Speed, log: Log, 
     seed_everything("training", job.seed)
     papers = feeds.test if settings.protocol.papers_best_on_test else None
     with divided(job.method, job.teacher), quick(job.method, job.teacher, speed):
-        return fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, watch, papers)
+        training = Training(job.method, job.optim, feeds.val, log, papers)
+        (trained,) = fit([training], partial(teacher_features, job.teacher), feeds.train, watch)
+    return trained
 
 
 def conclude(
