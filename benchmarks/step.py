@@ -24,11 +24,12 @@ import torch
 from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.parts import PARTS, Parts
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.models import build
 from pupil.net import probe
+from pupil.optim import Optim, make_optimizer
 from pupil.speed import choose, quick
 from pupil.types import Batch
 

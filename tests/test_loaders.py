@@ -21,10 +21,10 @@ from pupil.data.encoded import Encoded, opened
 from pupil.data.memory import KINDS
 from pupil.data.prepare import Prepared, recipe
 from pupil.data.resized import ASPECT, cut, cuts
-from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import Net
+from pupil.optim import Optim
 from pupil.types import Batch, UserError
 from tests import tiny
 
@@ -319,7 +319,7 @@ def test_a_network_is_as_good_on_what_dali_shows_as_on_what_pillow_shows(tmp_pat
     torch.manual_seed(0)
     optim = Optim(epochs=6, batch_size=30, lr=0.05, schedule="cosine")
     method = Alone(build("resnet8", 3))
-    fit(method, None, loader("workers", data, 0, 30), test, optim, tiny.quiet, tiny.silently)
+    tiny.fit(method, None, loader("workers", data, 0, 30), test, optim, tiny.quiet, tiny.silently)
     found = {}
     for kind in ("workers", "dali"):
         shown = loader(kind, data, 1, 300)

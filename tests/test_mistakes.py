@@ -16,7 +16,6 @@ import pupil.__main__  # noqa: F401  its names must exist before they are redire
 from pupil import assemble, checkpoint, config
 from pupil import settings as settings_of
 from pupil.data import prepare
-from pupil.fit import fit
 from pupil.models import build
 from tests import tiny
 from tests.inprocess import at_home, run
@@ -69,7 +68,7 @@ def train_teacher(root: Path, settings: config.Settings, network: str) -> None:
     data = assemble.prepared(mine)
     job = assemble.single(mine, data)
     feeds = assemble.loaders(data, 20, 0, torch.device("cpu"))
-    trained = fit(job.method, None, feeds.train, feeds.val, job.optim, tiny.quiet, tiny.silently)
+    trained = tiny.fit(job.method, None, feeds.train, feeds.val, job.optim, tiny.quiet, tiny.silently)
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(root / "out/models/teacher" / network, trained.last, meta)
 

@@ -16,11 +16,12 @@ from pupil import assemble, checkpoint, config, record, session, tracking
 from pupil import settings as settings_of
 from pupil.data import Data, prepare
 from pupil.data.classes import refilled_classes
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS, refilled
 from pupil.methods.refilled import REFILLED, distances, ncm, semi_hard
 from pupil.methods.simkd import SimKD
 from pupil.models import build
+from pupil.optim import Optim, make_optimizer
 from pupil.standalone import export
 from pupil.types import Batch, UserError
 from tests import tiny

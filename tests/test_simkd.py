@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from pupil import assemble, checkpoint, imported, measures, session
 from pupil import settings as settings_of
 from pupil.data import Prepared
-from pupil.fit import activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.methods.simkd import SimKD, projector
 from pupil.models import build
 from pupil.net import FrozenLinear, probe
+from pupil.optim import make_optimizer
 from pupil.rows import cost
 from pupil.settings import Settings
 from pupil.speed import choose

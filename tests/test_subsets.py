@@ -17,13 +17,15 @@ from pupil import assemble, checkpoint, config, report, rows, session, tracking
 from pupil import settings as settings_of
 from pupil.data import prepare
 from pupil.data.resident import Resident
-from pupil.fit import Optim, fit, predict, teacher_features
+from pupil.fit import teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.methods.heads import TwoHeads
 from pupil.methods.thkd import THKD
 from pupil.models import build
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim
+from pupil.scoring import predict
 from pupil.settings import Settings
 from pupil.types import UserError
 from tests import tiny
@@ -76,7 +78,7 @@ def test_every_method_learns_from_a_cut_teacher(name: str, overrides: dict[str, 
     method = METHODS[name](setup, METHODS[name].Config(**(tiny.QUICK.get(name, {}) | overrides)))
     optim, data = Optim(epochs=1, lr=0.01, milestones=()), images_of(kept)
     initial = tiny.state(method.student)
-    trained = fit(method, setup.teacher, data, data, optim, tiny.quiet, tiny.silently)
+    trained = tiny.fit(method, setup.teacher, data, data, optim, tiny.quiet, tiny.silently)
     assert all(value.isfinite().all() for value in trained.last.values())
     assert not tiny.same(initial, trained.last)
     assert tiny.same(before, tiny.state(setup.teacher))

@@ -15,12 +15,13 @@ from pupil.data.augment import Augment
 from pupil.data.batches import Batches
 from pupil.data.memory import choose
 from pupil.data.prepare import TEACHER
-from pupil.fit import Optim, refuse_batch_of_one
+from pupil.fit import refuse_batch_of_one
 from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
@@ -48,6 +49,7 @@ class Loaders(NamedTuple):
     val: Batches
     test: Batches
     about: str  # where their images are
+    data: str  # the digest of the prepared data
 
 
 def single(settings: Settings, data: Prepared) -> Job:
@@ -208,7 +210,7 @@ def loaders(
     chosen = choose(loader, need, device, augment.crop == "resized", two_views)
     train, val, test = ((data.pixels[name], data.splits[name][1], m["mean"], m["std"]) for name in ("train", "val", "test"))
     shown = chosen.train(*train, batch_size, device, seed, augment, two_views, views=views)
-    return Loaders(shown, chosen.still(*val, 256, device), chosen.still(*test, 256, device), chosen.why)
+    return Loaders(shown, chosen.still(*val, 256, device), chosen.still(*test, 256, device), chosen.why, m["digest"])
 
 
 def pick_device(name: str) -> torch.device:

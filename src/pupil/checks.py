@@ -11,8 +11,8 @@ from pupil.data import SOURCES
 from pupil.data import check as check_data
 from pupil.data.memory import LOADERS, possible
 from pupil.data.prepare import recipe
-from pupil.fit import Optim
 from pupil.methods import METHODS
+from pupil.optim import Optim
 from pupil.settings import Settings
 from pupil.speed import COMPILES, LAYOUTS, PRECISIONS
 from pupil.types import UserError

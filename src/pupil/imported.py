@@ -15,12 +15,12 @@ from pupil import checkpoint, distributed, figures, measures, published
 from pupil.arrays import save_arrays
 from pupil.assemble import Job, find, loaders, pattern, pick_device, same_classes, single
 from pupil.data import SOURCES, Prepared
-from pupil.fit import predict, snapshot
 from pupil.methods.alone import Alone
 from pupil.models import NETWORKS, build
 from pupil.models.taps import native_state
 from pupil.net import Net
 from pupil.record import read, sha256
+from pupil.scoring import predict, snapshot
 from pupil.session import PREDICTIONS, open_record, where
 from pupil.settings import Settings
 from pupil.types import UserError

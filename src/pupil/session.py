@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +14,20 @@ from torch import Tensor
 from pupil import checkpoint, distributed, figures, measures
 from pupil.arrays import save_arrays
 from pupil.assemble import Job, Loaders, loaders, pick_device, seed_everything
+from pupil.cache import answering
 from pupil.config import HOME, pipeline_key
 from pupil.data import Prepared
 from pupil.divided import divided
-from pupil.fit import Log, Trained, Watch, fit, predict, score_answers
+from pupil.fit import Log, Teach, Trained, Watch, fit, teacher_features
 from pupil.machine import describe, usage
+from pupil.methods.alone import Alone
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
+from pupil.scoring import predict, score_answers
 from pupil.settings import Settings, plain
 from pupil.speed import Speed, choose, quick
 from pupil.tracking import Stream, parent_from_environment
+from pupil.training import Training
 from pupil.types import UserError
 
 PREDICTIONS = "predictions.safetensors"
@@ -43,7 +48,7 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
     place = where(settings, job.stage)
     distributed.spread(settings.processes)
     device = distributed.join(pick_device(settings.device))
-    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
+    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views, job.views)
     speed = choose(settings.precision, settings.layout, settings.compile, device)
     print(f"{job.title}: {feeds.about}; {speed}", flush=True)
     to_device(job, device)
@@ -72,17 +77,27 @@ def run(job: Job, data: Prepared, settings: Settings) -> None:
 def follow(job: Job, data: Prepared, settings: Settings) -> None:
     """Train beside the first process, which writes and speaks."""
     device = distributed.join(pick_device(settings.device))
-    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views)
+    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views, job.views)
     to_device(job, device)
     speed = choose(settings.precision, settings.layout, settings.compile, device)
     train(job, feeds, settings, speed, lambda values, epoch: None, lambda batches, *about: iter(batches))
 
 
 def train(job: Job, feeds: Loaders, settings: Settings, speed: Speed, log: Log, watch: Watch) -> Trained:
+    teach = teaching(job, feeds, speed)
     seed_everything("training", job.seed)
     papers = feeds.test if settings.protocol.papers_best_on_test else None
     with divided(job.method, job.teacher), quick(job.method, job.teacher, speed):
-        return fit(job.method, job.teacher, feeds.train, feeds.val, job.optim, log, watch, papers)
+        training = Training(job.method, job.optim, feeds.val, log, papers)
+        (trained,) = fit([training], teach, feeds.train, watch)
+    return trained
+
+
+def teaching(job: Job, feeds: Loaders, speed: Speed) -> Teach:
+    """The teacher, or what is kept of it."""
+    if job.views is None or isinstance(job.method, Alone):
+        return partial(teacher_features, job.teacher)
+    return answering(HOME / ".work/cache", job.method, job.meta["teacher"], feeds.data, feeds.train, job.views, speed)
 
 
 def conclude(

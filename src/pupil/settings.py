@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from pupil.data import Data
-from pupil.fit import Optim
 from pupil.methods import METHODS
 from pupil.methods.base import Method
+from pupil.optim import Optim
 from pupil.types import UserError
 
 
