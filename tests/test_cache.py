@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import torch
 from torch import Tensor
 
 from pupil import cache as caches
+from pupil import record
 from pupil.cache import Answer, Cache, Kept, Size, answering, facts
 from pupil.data.augment import Augment
 from pupil.data.batches import Batches
 from pupil.data.resident import Resident
+from pupil.fit import fit, teacher_features
 from pupil.kept import ABSENT, NotKept, refuse_readers
 from pupil.methods import METHODS
 from pupil.net import Net
+from pupil.optim import Optim
 from pupil.speed import Speed, quick
+from pupil.training import Training
 from pupil.types import Batch, Features, UserError
 from tests import tiny
+from tests.test_distributed import stage
 
 CPU = torch.device("cpu")
 TAUGHT, DATA = {"network": "resnet14", "sha256": "0" * 64}, "1" * 64
@@ -109,6 +115,35 @@ def test_the_teacher_is_not_asked_again_and_views_are_added(tmp_path: Path, caps
         == f"the teacher's answers: 1 view of 20 images x (4 logits + 64 of the embedding) x 2 bytes, 0.0 MB, in {cache.folder}"
     )
     assert last.startswith("view 3 of 3 is kept (")
+
+
+@pytest.mark.parametrize(("name", "hp"), [("kd", {}), ("crd", {}), ("refilled", {}), ("sakd", {"of": "rkd"})], ids=tiny.label)
+def test_a_student_taught_from_it_is_the_one_taught_by_a_teacher_that_rounds(
+    name: str, hp: dict[str, Any], tmp_path: Path
+) -> None:
+    """Bit for bit, over more epochs than views; the teacher here rounds answers that it gave in the split's own order."""
+    again, shown = tiny.make(name, hp), loader(seed=2)
+    net = again.teacher
+    plan = torch.arange(tiny.SAMPLES).split(8)
+    rounded: list[list[Tensor]] = []
+    with torch.no_grad(), quick(again, net, Speed()):
+        for view in range(1, VIEWS + 1):
+            parts = [net.features(b.images)[-2:] for b in loader(views=None).shown(view, plan)]
+            rounded.append([torch.cat(part).half().float() for part in zip(*parts, strict=True)])
+
+    def rounds(batch: Batch) -> Features:
+        e, z = rounded[(batch.epoch - 1) % VIEWS]
+        return net.features(batch.images)._replace(embedding=e[batch.ids], logits=z[batch.ids])
+
+    states = []
+    kept = answering(tmp_path, tiny.make(name, hp), TAUGHT, DATA, shown, VIEWS, Speed())
+    for teach in (kept, rounds, partial(teacher_features, net)):
+        method = tiny.make(name, hp)
+        torch.manual_seed(3)
+        training = Training(method, Optim(epochs=2 * VIEWS + 1, lr=0.01, milestones=()), tiny.loader(None), tiny.quiet)
+        states.append(fit([training], teach, shown, tiny.silently)[0].last)
+    assert tiny.same(states[0], states[1])
+    assert not tiny.same(states[0], states[2]), "rounding is seen"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------------
@@ -340,3 +375,40 @@ def test_what_is_read_without_being_found_out_is_one_line_too(tmp_path: Path) ->
     method = tiny.make("at")
     with pytest.raises(UserError, match="views: the method reads more of the teacher"):
         method(batch, said(batch), method.phases()[0].loss)
+
+
+# --- by the stages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_stages_share_it_among_methods_seeds_and_processes(tmp_path: Path) -> None:
+
+    def done(name: str, *words: str) -> str:
+        ended = stage(tmp_path, name, *words)
+        assert not ended.returncode, ended.stderr
+        return ended.stdout
+
+    page = ("data.val_images=10", "data.test_images=20", "data.train_images=42")
+    done("prepare", *page, "out=data", "record=prepared")
+    usual = (*page, "prepared=data", "device=cpu")
+    done("train", *usual, "train.role=teacher", "train.network=resnet14", "teacher.optim.epochs=1", "out=taught", "record=r")
+    words = (*usual, "distill.checkpoint=taught", "views=2", "optim.epochs=3", "optim.batch_size=10", "optim.lr=1e-6")
+    said = {}
+    for who, more in {
+        "one": ("distill.method=kd",),
+        "two": ("distill.method=kd", "processes=2"),
+        "seed": ("distill.method=srrl", "distill.seed=1"),
+    }.items():
+        said[who] = done("distill", *words, *more, f"out={who}", f"record=record-{who}")
+    (folder,) = (tmp_path / ".work/cache").iterdir()
+    assert [path.name for path in files(tmp_path / ".work/cache")] == ["view1.float16", "view2.float16"]
+    assert "42 images x (10 logits + 64 of the embedding) x 2 bytes" in said["one"]
+    assert {who for who, text in said.items() if "is kept" in text} == {"one"}
+    ones, twos = ([line["values"] for line in record.read_metrics(tmp_path / f"record-{who}")] for who in ("one", "two"))
+    for a, b in zip(ones, twos, strict=True):
+        assert b["distil/kl"] == pytest.approx(a["distil/kl"], rel=1e-5)  # at this learning rate the weights stay
+    assert record.read(tmp_path / "record-one")["params"]["views"] == 2
+    (folder / "view2.float16").unlink()
+    assert done("distill", *words, "distill.method=kd", "out=again", "record=record-again").count("is kept") == 1
+    for path in ("model.safetensors", "predictions.safetensors"):
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()

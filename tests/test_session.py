@@ -111,6 +111,21 @@ def test_a_method_starts_from_the_student_that_is_trained_alone(
         assert all(torch.equal(ours[key], theirs[key]) for key in kept)
 
 
+def test_the_student_alone_sees_the_views_that_the_taught_one_sees(ground: tuple[Settings, Prepared], tmp_path: Path) -> None:
+    settings, data = ground
+    few = dataclasses.replace(settings, views=2)
+    alone = assemble.single(at(few, tmp_path, None, 0), data)
+    taught = assemble.distillation(at(few, tmp_path, "kd", 0), data)
+    assert (alone.views, taught.views) == (2, 2)
+    assert assemble.single(dataclasses.replace(few, train=settings_of.Train(role="teacher")), data).views is None
+    shown = assemble.loaders(data, 16, 0, torch.device("cpu"), views=2).train
+    first, second, third = (
+        {i: x for b in shown.epoch(n) for i, x in zip(b.ids.tolist(), b.images, strict=True)} for n in (1, 2, 3)
+    )
+    assert all(torch.equal(first[i], third[i]) for i in first)
+    assert not all(torch.equal(first[i], second[i]) for i in first)
+
+
 def test_a_seed_gives_the_same_batches_whatever_is_trained(ground: tuple[Settings, Prepared]) -> None:
     _, data = ground
     torch.manual_seed(1)
