@@ -261,7 +261,7 @@ def test_a_stage_distils_across_tasks_with_few_images_of_each_class(
     ours = assemble.prepared(mine)
     assert ours.splits["train"][1].bincount().tolist() == 5 * [6]
     assert own.splits["train"][1].bincount().tolist() == 5 * [6]
-    session.run(assemble.distillation(mine, ours), ours, mine)
+    session.run([[assemble.distillation(mine, ours)]], ours, mine)
     net, taught = checkpoint.load(tmp_path / "model")
     assert taught["classes"] == ["0", "1", "7", "8", "9"]
     assert checkpoint.load(tmp_path / "teacher")[1]["classes"] == ["0", "1", "2", "3", "4"]

@@ -66,7 +66,7 @@ def run(ground: tuple[Settings, Prepared], folder: Path, method: str | None, see
     torch.manual_seed(disturb)
     torch.rand(disturb)
     job = assemble.single(here, data) if method is None else assemble.distillation(here, data)
-    session.run(job, data, here)
+    session.run([[job]], data, here)
     found: dict[str, Any] = {name: (folder / "model" / name).read_bytes() for name in FILES}
     lines = record.read_metrics(folder / "record")
     found["lines"] = [{k: v for k, v in line["values"].items() if not k.startswith(OF_THE_MOMENT)} for line in lines]
@@ -180,7 +180,7 @@ def counted_run(
     with monkeypatch.context() as patch:
         patch.setattr(session, "loaders", lambda *args: build(*args)._replace(test=test))
         patch.setattr(session, "fit", spied_fit)
-        session.run(assemble.single(here, data), data, here)
+        session.run([[assemble.single(here, data)]], data, here)
     names = {name for line in record.read_metrics(folder / "record") for name in line["values"]}
     return [*counts, test.reads], {"final": record.read(folder / "record")["final"], "names": names}
 

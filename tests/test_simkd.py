@@ -136,7 +136,7 @@ def trained(settings: Settings, data: Prepared, **train: Any) -> Path:
     job = assemble.single(here, data) if train else assemble.distillation(here, data)
     feeds = assemble.loaders(data, job.optim.batch_size, job.seed, torch.device("cpu"))
     speed = choose(here.precision, here.layout, here.compile, torch.device("cpu"))
-    weights = session.train(job, feeds, here, speed, tiny.quiet, tiny.silently).last
+    weights = session.train([job], feeds, here, speed, [tiny.quiet], tiny.silently)[0].last
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(Path(str(here.out)), weights, meta)
     return Path(str(here.out))

@@ -190,11 +190,11 @@ def stage(settings: Settings, place: str, method: str | None = None, role: str =
     if method is None:
         here = replace(here, train=settings_of.Train(role=role, seed=0))
         data = assemble.prepared(here)
-        session.run(assemble.single(here, data), data, here)
+        session.run([[assemble.single(here, data)]], data, here)
         return
     here = replace(here, distill=settings_of.Distill(method=method, seed=0))
     data = assemble.prepared(here)
-    session.run(assemble.distillation(here, data), data, here)
+    session.run([[assemble.distillation(here, data)]], data, here)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def label(variant: object) -> str:
     """A readable test id."""
     if isinstance(variant, dict):
         return "-".join(f"{k}={v}" for k, v in variant.items()) or "default"
-    return str(variant)
+    return variant.optimizer if isinstance(variant, Optim) else str(variant)
 
 
 def loader(seed: int | None = 0, samples: int = SAMPLES, batch_size: int = 8, size: int = SIZE) -> Resident:

@@ -25,7 +25,7 @@ from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
-SPEED = ("precision", "layout", "compile")
+RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile")  # how a training is run
 
 
 class Job(NamedTuple):
@@ -61,7 +61,7 @@ def single(settings: Settings, data: Prepared) -> Job:
     optim = settings.optim if role == "student" else settings.teacher.optim
     recipe = ("protocol", "optim", "student", "views") if role == "student" else ("protocol", "teacher")
     read = recipe if pattern(settings) is None else (f"{role}.checkpoint",)
-    settings.refuse_unused("data", "train", "prepared", "loader", "processes", *SPEED, *read)
+    settings.refuse_unused("data", "train", "prepared", *RUNNING, *read)
     net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
@@ -100,11 +100,45 @@ def pattern(settings: Settings) -> str | None:
 
 def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
-    cell = settings.distill
-    network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
-    read = "data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes", "views", *SPEED
-    settings.refuse_unused(*read)
+    cell, name = settings.distill, settings.distill.method or next(iter(taught_by(settings)))
+    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "views", *RUNNING)
     seed = settings.seeds[0] if cell.seed is None else cell.seed
+    return lesson(settings, data, lecturer(settings, data, [name]), name, seed)
+
+
+def table(settings: Settings, data: Prepared) -> list[list[Job]]:
+    """For each seed the students that are trained side by side; they share their teacher."""
+    cell, names = settings.distill, taught_by(settings)
+    rows = (f"hp.{name}" for name in names)
+    read = "data", "optim", "distill", "protocol", *rows, "tables", "methods", "seeds", "prepared", "views", *RUNNING
+    settings.refuse_unused(*read)
+    if cell.method is not None:
+        raise UserError(f"distill.method={cell.method} names one method, and a table has several; use distill.table or methods")
+    teacher = lecturer(settings, data, names)
+    seeds = settings.seeds if cell.seed is None else (cell.seed,)
+    return [[lesson(settings, data, teacher, name, seed) for name in names] for seed in seeds]
+
+
+def taught_by(settings: Settings) -> Sequence[str]:
+    """The methods of the table that is asked for; else those of `methods`, or of the first table."""
+    groups = {table.name: table.methods for table in settings.tables}
+    if settings.distill.table is not None:
+        return groups[settings.distill.table]
+    return settings.methods or next(iter(groups.values()))
+
+
+class Lecturer(NamedTuple):
+    """A teacher that is loaded, with its classes cut to the students' if there are more."""
+
+    net: Net
+    folder: Path
+    meta: dict[str, Any]  # of its checkpoint
+    kept: list[int] | None  # where the students' classes are among its own, if they are
+
+
+def lecturer(settings: Settings, data: Prepared, names: Sequence[str]) -> Lecturer:
+    """`names`: the methods that it is for."""
+    cell = settings.distill
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)
     expected = cell.teacher or (None if cell.checkpoint else settings.teachers[0])
@@ -113,39 +147,39 @@ def distillation(settings: Settings, data: Prepared) -> Job:
             f"{folder} holds a {taught['network']}, but the teacher asked for is {expected};"
             " give distill.teacher or another folder"
         )
-    m, classes = data.manifest, len(data.manifest["classes"])
+    m = data.manifest
     kept = None if taught["classes"] == m["classes"] else outputs(taught["classes"], m.get("unmerged", m["classes"]))
     if kept is not None:
         cut(teacher, kept)
-    elif not crosses_tasks(name, settings.hp[name]):
-        if taught["classes"] == m["teacher_classes"] != m["classes"]:
-            refuse_other_classes(name, settings.hp[name])
-        same_classes(taught, data, folder)
-    method = build_method(
-        name,
-        student(network, classes, seed, m["image_size"]),
-        teacher,
-        m["image_size"],
-        data.splits["train"][1],
-        settings.hp[name],
-        seed,
-        settings.optim.batch_size,
-    )
-    images = len(data.splits["train"][1])
-    refuse_batch_of_one(method, teacher, images, m["image_size"], settings.optim.batch_size, "optim.batch_size")
+    for name in names if kept is None else ():
+        if not crosses_tasks(name, settings.hp[name]):
+            if taught["classes"] == m["teacher_classes"] != m["classes"]:
+                refuse_other_classes(name, settings.hp[name])
+            same_classes(taught, data, folder)
+    return Lecturer(teacher, folder, taught, kept)
+
+
+def lesson(settings: Settings, data: Prepared, lecturer: Lecturer, name: str, seed: int) -> Job:
+    """One method at one seed."""
+    teacher, folder, taught, kept = lecturer
+    m, labels = data.manifest, data.splits["train"][1]
+    network, classes = settings.distill.student or settings.students[0], len(m["classes"])
+    net, hp = student(network, classes, seed, m["image_size"]), settings.hp[name]
+    method = build_method(name, net, teacher, m["image_size"], labels, hp, seed, settings.optim.batch_size)
+    refuse_batch_of_one(method, teacher, len(labels), m["image_size"], settings.optim.batch_size, "optim.batch_size")
     if settings.views is not None:
         refuse_readers(name, method, settings.views, m["image_size"])
     shared = taught["role"] == "shkd"
     label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
-    hp = plain(settings.hp[name])
     params = {"role": "distilled", "network": network, "teacher": label, "method": name, "seed": seed}
-    params |= {"optim": plain(settings.optim), "hp": hp, "views": settings.views}
+    params |= {"optim": plain(settings.optim), "hp": plain(hp), "views": settings.views}
     ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
     if kept is not None:
         ancestor |= {"cut": {"kept": kept, "of": len(taught["classes"])}}
         params |= {"teacher_outputs": f"{classes} of {len(taught['classes'])}"}
-    meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
+    meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": plain(hp)}
     title = f"{network} by {name} from {label}, seed {seed}"
+    meta |= {"teacher": ancestor}
     return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder, views=settings.views)
 
 

@@ -34,6 +34,11 @@ FORMAT = 1
 CODE = ("data", "models", "fold.py", "net.py", "speed.py")  # of this package: what decides images and answers
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "nvidia-dali-cuda120")
 Answer = Callable[[Tensor], Features]
+Halt = Callable[[], None]
+
+
+def go_on() -> None:
+    pass
 
 
 class Size(NamedTuple):
@@ -66,12 +71,12 @@ class Cache:
     def missing(self, views: int) -> list[int]:
         return [view for view in range(1, views + 1) if not self.path(view).exists()]
 
-    def fill(self, views: int, train: Batches, answer: Answer) -> None:
-        """Adds the views that are missing, unless another process is at it, for which this one then waits."""
+    def fill(self, views: int, train: Batches, answer: Answer, halt: Halt = go_on) -> None:
+        """Adds the views that are missing; waits while another process is at it."""
         if not self.missing(views):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder / "lock"):
+        with alone(self.folder / "lock", halt):
             todo = self.missing(views)  # another process may have been at it
             if todo:
                 print(f"the teacher's answers: {self.need(len(todo))}, in {self.folder}", flush=True)
@@ -79,7 +84,7 @@ class Cache:
             for view in todo:
                 start = time.perf_counter()
                 new = self.path(view).with_suffix(".new")
-                self.write(new, view, train, answer)
+                self.write(new, view, train, answer, halt)
                 new.replace(self.path(view))
                 print(f"view {view} of {views} is kept ({time.perf_counter() - start:.1f} s)", flush=True)
 
@@ -95,12 +100,13 @@ class Cache:
         return words
 
     @torch.no_grad()
-    def write(self, path: Path, view: int, train: Batches, answer: Answer) -> None:
+    def write(self, path: Path, view: int, train: Batches, answer: Answer, halt: Halt) -> None:
         """The images in the split's own order, in the training's batch size: the same numbers whoever asks first."""
         n, classes, width = self.size
         plan = torch.arange(n).split(train.batch_size)
         with open(path, "wb+") as file:
             for ids, batch in zip(plan, train.shown(view, plan), strict=True):
+                halt()
                 said = answer(batch.images)
                 for part, start, each in ((said.logits, 0, classes), (said.embedding, n * classes, width)):
                     numbers = part.half().cpu()
@@ -150,15 +156,25 @@ class Kept:
 
 
 def answering(
-    root: Path, method: Method, taught: Mapping[str, Any], data: str, train: Batches, views: int, speed: Speed
+    root: Path,
+    method: Method,
+    taught: Mapping[str, Any],
+    data: str,
+    train: Batches,
+    views: int,
+    speed: Speed,
+    halt: Halt = go_on,
 ) -> Kept:
-    """What answers for the method's teacher in a training; what is missing is computed now.  `taught`, `data`: see `facts`."""
+    """What answers for the method's teacher in a training; what is missing is computed now.
+
+    `taught`, `data`: see `facts`.  `halt` is called between batches, and while another process is waited for; it may raise.
+    """
     like = method.setup.t
     size = Size(len(train.labels), like.logits.shape[1], like.embedding.shape[1])
     cache = Cache(root, facts(taught, data, train, speed), size)
     if cache.missing(views):
         with quick(method, method.teacher, speed):
-            cache.fill(views, train, method.teacher.features)
+            cache.fill(views, train, method.teacher.features, halt)
     return Kept(cache, views, like, train.device)
 
 
@@ -198,15 +214,21 @@ def code() -> str:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path, halt: Halt) -> Iterator[None]:
     """One process at a time; the others wait, and say for whom.  The lock goes with the process that holds it."""
     with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(f"{lock.parent} is being filled by {file.read().strip() or 'another process'}: waiting", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                if not told:
+                    print(f"{lock.parent} is being filled by {file.read().strip() or 'another process'}: waiting", flush=True)
+                told = True
+                time.sleep(0.2)
+                halt()
         file.truncate(0)
         file.write(f"process {os.getpid()}\n")
         file.flush()

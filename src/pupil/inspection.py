@@ -58,7 +58,7 @@ def check(settings: Settings) -> None:
         if outline.kept is not None:
             cut(teacher, outline.kept)
         for name in settings.students:
-            for method_name in settings.methods:
+            for method_name in all_methods(settings):
                 other_classes = outline.apart and outline.kept is None
                 if other_classes and not crosses_tasks(method_name, settings.hp[method_name]):
                     refuse_other_classes(method_name, settings.hp[method_name])
@@ -74,9 +74,22 @@ def check(settings: Settings) -> None:
 
 
 def count(s: Settings) -> int:
-    students, cells = len(s.students) * len(s.seeds), len(s.students) * len(s.seeds) * len(s.methods)
+    students = len(s.students) * len(s.seeds)
+    cells, beside = students * len(s.methods), students * (len(all_methods(s)) - len(s.methods))
     imported = (len(s.teachers) if s.teacher.checkpoint else 0) + (students if s.student.checkpoint else 0)
-    return len(s.teachers) - imported + len(s.shkd) * len(s.students) + students + (len(s.teachers) + len(s.shkd)) * cells
+    return (
+        len(s.teachers)
+        - imported
+        + len(s.shkd) * len(s.students)
+        + students
+        + (len(s.teachers) + len(s.shkd)) * cells
+        + len(s.teachers) * beside
+    )
+
+
+def all_methods(s: Settings) -> list[str]:
+    """Cell by cell and side by side."""
+    return [*s.methods, *(method for table in s.tables for method in table.methods)]
 
 
 def check_shkd(settings: Settings, outline: Outline) -> None:

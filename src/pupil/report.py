@@ -107,7 +107,7 @@ def track(
         "name": "evaluate",
         "params": {"teachers": ", ".join(settings.teachers), "students": ", ".join(settings.students)}
         | {
-            "methods": ", ".join(settings.methods),
+            "methods": ", ".join([*settings.methods, *(m for table in settings.tables for m in table.methods)]),
             "seeds": ", ".join(map(str, settings.seeds)),
             "shkd": ", ".join(settings.shkd),
         },

@@ -50,6 +50,20 @@ def cells(s: Settings) -> list[Cell]:
                     for m in s.methods
                     for seed in s.seeds
                 ]
+    found += [
+        Cell(
+            f"{n} by {m} from {t}",
+            f"{n} alone",
+            root / "teacher" / t,
+            seed,
+            root / "table" / f"{t}-{n}" / table.name / str(seed) / m,
+        )
+        for t in s.teachers
+        for n in s.students
+        for table in s.tables
+        for m in table.methods
+        for seed in s.seeds
+    ]
     return found
 
 

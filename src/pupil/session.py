@@ -1,9 +1,13 @@
-"""One training from first to last: fit, record, checkpoint, the one reading of the test split, pictures, tracking."""
+"""Trainings from first to last: fit, record, checkpoint, the one reading of the test split, pictures, tracking."""
 
+import contextlib
 import os
+import shutil
+import signal
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +27,16 @@ from pupil.machine import describe, usage
 from pupil.methods.alone import Alone
 from pupil.progress import Progress
 from pupil.record import Record, environment, flatten, read, read_metrics, sha256
+from pupil.resume import Keeper, Stopped, key
 from pupil.scoring import predict, score_answers
 from pupil.settings import Settings, plain
 from pupil.speed import Speed, choose, quick
 from pupil.tracking import Stream, parent_from_environment
-from pupil.training import Training
+from pupil.training import NotFinite, Training
 from pupil.types import UserError
 
 PREDICTIONS = "predictions.safetensors"
+HOW = ("precision", "layout", "compile", "views")
 
 
 class Where(NamedTuple):
@@ -40,64 +46,221 @@ class Where(NamedTuple):
     record: Path
 
 
-def run(job: Job, data: Prepared, settings: Settings) -> None:
-    """Train, and leave a model folder and a record folder."""
+def run(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> None:
+    """Train each group side by side, one group after another, and leave a model folder and a record folder of each job.
+
+    The jobs of a group have one teacher, seed and optimiser.  Killed at any moment, the same command goes on.
+    """
     if distributed.rank():
-        follow(job, data, settings)
+        follow(groups, data, settings)
         return
-    place = where(settings, job.stage)
+    jobs = [job for group in groups for job in group]
+    keeper = keeper_of(jobs, data, settings)
+    if not (keeper.folder / "claim.json").exists():
+        where(settings, jobs[0].stage)  # refuses a folder that holds something
     distributed.spread(settings.processes)
+    title = jobs[0].title if len(jobs) == 1 else f"{len(jobs)} students of {jobs[0].params['teacher']}"
+    with keeper.holding(title), keeper.listening():
+        keeper.claimed(len(jobs), lambda: fresh(jobs[0].stage))
+        point = keeper.load()
+        start = 0 if point is None else point["group"]
+        for number, group in enumerate(groups[start:], start):
+            uids = keeper.claim["uids"][sum(map(len, groups[:number])) :]
+            places = [place_of(job, settings, keeper, len(groups) > 1, len(jobs) > 1) for job in group]
+            seats = [Seat(*seat) for seat in zip(group, places, uids, strict=False)]
+            train_group(seats, data, settings, keeper, number, point)
+            point = None
+
+
+class Seat(NamedTuple):
+    """A job, and where its results go."""
+
+    job: Job
+    place: Where
+    uid: str  # of its record
+
+
+def train_group(
+    seats: Sequence[Seat], data: Prepared, settings: Settings, keeper: Keeper, number: int, point: Mapping[str, Any] | None
+) -> None:
+    first = seats[0].job
     device = distributed.join(pick_device(settings.device))
-    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views, job.views)
+    feeds = feeds_of(seats, data, settings, device)
     speed = choose(settings.precision, settings.layout, settings.compile, device)
-    print(f"{job.title}: {feeds.about}; {speed}", flush=True)
-    to_device(job, device)
-    progress = Progress(job.title, len(feeds.train))
-    record, stream = open_record(job, data, settings, place, device, speed)
+    title = first.title if len(seats) == 1 else f"{len(seats)} students of {first.params['teacher']}, seed {first.seed}"
+    print(f"{title}: {feeds.about}; {speed}", flush=True)
+    progress = Progress(title, len(feeds.train))
+    records: list[tuple[Record, Stream]] = []
+    for seat, lines in zip(seats, [""] * len(seats) if point is None else point["lines"], strict=True):
+        clear(seat)
+        known = {"uid": seat.uid, "started": keeper.claim["started"]}
+        records.append(open_record(seat.job, data, settings, seat.place, device, speed, known, lines))
+    if point is not None:
+        print(f"{title}: goes on from epoch {point['states'][0]['place'][2]}", flush=True)
 
-    def log(values: Mapping[str, float], epoch: int) -> None:
-        record.log({**values, **usage(device)}, epoch)
-        progress.log(values, epoch)
+    def logger(record: Record) -> Log:
+        def log(values: Mapping[str, float], epoch: int) -> None:
+            record.log({**values, **usage(device)}, epoch)
+            progress.log(values, epoch)
 
-    final: dict[str, float] = {}
-    outputs: dict[str, str] = {}
+        return log
+
+    def keep(trainings: Sequence[Training]) -> None:
+        if keeper.due() or all(training.finished for training in trainings):
+            states = [training.state() for training in trainings]
+            saved = keeper.save({"group": number, "states": states, "lines": [record.lines() for record, _ in records]})
+            keeper.stop(saved)
+
     status = "FAILED"
     try:
-        trained = train(job, feeds, settings, speed, log, progress.watch)
-        final = conclude(job, trained, data, feeds, settings, place, record)
-        outputs = {name: sha256(place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
-        status = "FINISHED"
+        states = None if point is None else point["states"]
+        logs = [logger(record) for record, _ in records]
+        trained = train(
+            [seat.job for seat in seats], feeds, settings, speed, logs, progress.watch, keep, states, lambda: keeper.stop(True)
+        )
+        for seat, result, (record, stream) in zip(seats, trained, records, strict=True):
+            final = conclude(seat.job, result, data, feeds, settings, seat.place, record)
+            outputs = {name: sha256(seat.place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
+            record.finish(final, outputs, "FINISHED")
+            stream.close()
+            print(f"{seat.job.title}: test top-1 {final['test/top1']:.2f} %  ({seat.place.out})", flush=True)
+    except Stopped:
+        status = "KILLED"
+        raise
+    except NotFinite as e:
+        raise not_finite(e, feeds, [record for record, _ in records], keeper) from None
+    except OSError as e:
+        raise UserError(
+            f"cannot write {e.filename or 'the results'}: {e.strerror or e}; mend that and run the same command: it goes on"
+        ) from e
     finally:
         progress.close()
-        record.finish(final, outputs, status)
-        stream.close()
-    print(f"{job.title}: test top-1 {final['test/top1']:.2f} %  ({place.out})", flush=True)
+        for record, stream in records:
+            if record.facts["status"] == "RUNNING":
+                with contextlib.suppress(OSError):  # what went wrong is on its way up
+                    record.finish({}, {}, status)
+                stream.close()
 
 
-def follow(job: Job, data: Prepared, settings: Settings) -> None:
+def not_finite(e: NotFinite, feeds: Loaders, records: Sequence[Record], keeper: Keeper) -> UserError:
+    """Keeps the images of the step that went wrong; says where the last good state is."""
+    ids = feeds.train.order(e.epoch).split(feeds.train.batch_size)[e.step].tolist()
+    for record in records:
+        record.attach("not_finite.json", {"error": str(e), "epoch": e.epoch, "step": e.step + 1, "training_images": ids})
+    return UserError(
+        f"{e}.  Its {len(ids)} images are in {records[0].artifacts}/not_finite.json, the last good state in {keeper.point}"
+    )
+
+
+def feeds_of(seats: Sequence[Seat], data: Prepared, settings: Settings, device: torch.device) -> Loaders:
+    """The batches of a group, on whose device its networks then are."""
+    job, two_views = seats[0].job, any(seat.job.method.two_views for seat in seats)
+    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, two_views, job.views)
+    for seat in seats:
+        to_device(seat.job, device)
+    return feeds
+
+
+def follow(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> None:
     """Train beside the first process, which writes and speaks."""
-    device = distributed.join(pick_device(settings.device))
-    feeds = loaders(data, job.optim.batch_size, job.seed, device, settings.loader, job.method.two_views, job.views)
-    to_device(job, device)
-    speed = choose(settings.precision, settings.layout, settings.compile, device)
-    train(job, feeds, settings, speed, lambda values, epoch: None, lambda batches, *about: iter(batches))
+    keeper = keeper_of([job for group in groups for job in group], data, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the first process stops for all
+    device = distributed.join(pick_device(settings.device))  # by then the first process has read the point
+    point = keeper.load()
+    start = 0 if point is None else point["group"]
+    for group in groups[start:]:
+        seats = [Seat(job, Where(Path(), Path()), "") for job in group]
+        feeds, speed = (
+            feeds_of(seats, data, settings, device),
+            choose(settings.precision, settings.layout, settings.compile, device),
+        )
+        logs: list[Log] = [lambda values, epoch: None for _ in group]
+        states = None if point is None else point["states"]
+        train(group, feeds, settings, speed, logs, lambda batches, *about: iter(batches), lambda trainings: None, states)
+        point = None
 
 
-def train(job: Job, feeds: Loaders, settings: Settings, speed: Speed, log: Log, watch: Watch) -> Trained:
-    teach = teaching(job, feeds, speed)
-    seed_everything("training", job.seed)
+def train(
+    jobs: Sequence[Job],
+    feeds: Loaders,
+    settings: Settings,
+    speed: Speed,
+    logs: Sequence[Log],
+    watch: Watch,
+    keep: Callable[[Sequence[Training]], None] = lambda trainings: None,
+    states: Sequence[Mapping[str, Any]] | None = None,
+    halt: Callable[[], None] = lambda: None,
+) -> list[Trained]:
+    """The jobs of a group, from their beginning or from `states`; `halt` may end it before it begins."""
+    teach = teaching(jobs[0], feeds, speed, halt)
     papers = feeds.test if settings.protocol.papers_best_on_test else None
-    with divided(job.method, job.teacher), quick(job.method, job.teacher, speed):
-        training = Training(job.method, job.optim, feeds.val, log, papers)
-        (trained,) = fit([training], teach, feeds.train, watch)
-    return trained
+    with ExitStack() as stack:
+        trainings = []
+        for i, (job, log) in enumerate(zip(jobs, logs, strict=True)):
+            teacher = None if i else job.teacher  # it is the same one for all
+            stack.enter_context(divided(job.method, teacher))
+            stack.enter_context(quick(job.method, teacher, speed))
+            seed_everything("training", job.seed)
+            trainings.append(Training(job.method, job.optim, feeds.val, log, papers))
+        for training, state in zip(trainings, states or [], strict=False):
+            training.restore(state)
+        return fit(trainings, teach, feeds.train, watch, lambda: keep(trainings))
 
 
-def teaching(job: Job, feeds: Loaders, speed: Speed) -> Teach:
+def keeper_of(jobs: Sequence[Job], data: Prepared, settings: Settings) -> Keeper:
+    """By everything that makes these trainings what they are."""
+    own = [
+        "data",
+        "optim",
+        "teacher",
+        "student",
+        "protocol",
+        "train",
+        "distill",
+        "prepared",
+        "out",
+        "loader",
+        "processes",
+        *HOW,
+    ]
+    tree = plain(settings)
+    facts = {
+        "settings": {name: tree[name] for name in own},
+        "jobs": [[job.stage, job.title, job.params, job.meta] for job in jobs],
+        "data": data.manifest["digest"],
+        "device": pick_device(settings.device).type,
+    }
+    return Keeper(HOME / ".work" / "resume" / key(facts), settings.resume_every)
+
+
+def place_of(job: Job, settings: Settings, keeper: Keeper, seeds: bool, several: bool) -> Where:
+    """Below the folders of the settings, or of the first attempt."""
+    given = settings.out is not None and settings.record is not None
+    out, record = (Path(settings.out or ""), Path(settings.record or "")) if given else (Path(keeper.claim["folder"]),) * 2
+    below = Path(*[str(job.seed)] * seeds, *[str(job.params.get("method"))] * several)
+    return Where(out / below, record / below) if given else Where(out / below / "model", record / below / "record")
+
+
+def clear(seat: Seat) -> None:
+    """What an attempt that was killed has left."""
+    out, folder = seat.place
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if read(folder)["uid"] == seat.uid:
+            shutil.rmtree(folder)
+            for name in (checkpoint.WEIGHTS, checkpoint.META, PREDICTIONS):
+                (out / name).unlink(missing_ok=True)
+                (out / f"{name}.new").unlink(missing_ok=True)
+    for path in seat.place:
+        empty_or_new(path)
+
+
+def teaching(job: Job, feeds: Loaders, speed: Speed, halt: Callable[[], None]) -> Teach:
     """The teacher, or what is kept of it."""
     if job.views is None or isinstance(job.method, Alone):
         return partial(teacher_features, job.teacher)
-    return answering(HOME / ".work/cache", job.method, job.meta["teacher"], feeds.data, feeds.train, job.views, speed)
+    root, taught = HOME / ".work" / "cache", job.meta["teacher"]
+    return answering(root, job.method, taught, feeds.data, feeds.train, job.views, speed, halt)
 
 
 def conclude(
@@ -155,8 +318,16 @@ def predict_each(
 
 
 def open_record(
-    job: Job, data: Prepared, settings: Settings, place: Where, device: torch.device, speed: Speed | None = None
+    job: Job,
+    data: Prepared,
+    settings: Settings,
+    place: Where,
+    device: torch.device,
+    speed: Speed | None = None,
+    known: Mapping[str, Any] = {},
+    lines: str = "",
 ) -> tuple[Record, Stream]:
+    """`known` and `lines`: facts and metrics of an earlier attempt."""
     facts = {
         "stage": job.stage,
         "name": job.title,
@@ -182,9 +353,10 @@ def open_record(
             "source": settings.data.path or data.manifest["name"],
         },
         "model": os.path.relpath(place.out, place.record),
+        **known,
     }
     stream = Stream(place.record, HOME, settings.experiment)
-    record = Record(place.record, facts, stream.changed)
+    record = Record(place.record, facts, stream.changed, lines)
     record.attach("config.json", {k: v for k, v in plain(settings).items() if k != "given"})
     return record, stream
 

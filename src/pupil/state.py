@@ -34,6 +34,7 @@ def moved(device: torch.device, value: Any) -> Any:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """As `load_state_dict`, with every buffer laid out in memory as its parameter is."""
     optimizer.load_state_dict(dict(state))
+    optimizer.__dict__["_opt_called"] = True  # else its schedule warns that it has not stepped yet
     for p, buffers in optimizer.state.items():
         for name, value in buffers.items():
             if isinstance(value, Tensor) and value.shape == p.shape:
