@@ -13,7 +13,7 @@ from pupil.settings import Settings
 
 def main(settings: Settings) -> None:
     data = assemble.prepared(settings)
-    session.run(assemble.distillation(settings, data), data, settings)
+    session.run([[assemble.distillation(settings, data)]], data, settings)
 
 
 if __name__ == "__main__":

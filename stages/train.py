@@ -16,7 +16,7 @@ def main(settings: Settings) -> None:
     if assemble.pattern(settings) is not None:
         imported.run(settings, data)
     else:
-        session.run(assemble.single(settings, data), data, settings)
+        session.run([[assemble.single(settings, data)]], data, settings)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pupil import checkpoint
-from pupil.fit import Optim
 from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import FrozenLinear, Net
+from pupil.optim import Optim
 from pupil.types import UserError
 from tests import tiny
 

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from pupil.assemble import crosses_tasks, refuse_other_classes
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.methods.contrast import Contrast
 from pupil.models import build
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim, make_optimizer
 from pupil.types import Batch, UserError
 
 CLASSES, MORE, SIZE, IMAGES = 4, 6, 16, 8

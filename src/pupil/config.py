@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from pupil import disk, distributed
 from pupil.checks import check
 from pupil.jsonfile import read_json
+from pupil.resume import AGAIN, Stopped
 from pupil.settings import Settings, all_keys, configured, convert, defaults, nearest, overlay
 from pupil.types import UserError
 
@@ -63,6 +64,9 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as e:
         fail(e)
+    except Stopped as e:
+        sys.stderr.write(f"{e}\n")
+        sys.exit(AGAIN)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

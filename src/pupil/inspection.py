@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from pupil import measures
-from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
+from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
+from pupil.feeds import pick_device
 from pupil.fit import refuse_batch_of_one, step
 from pupil.imported import look
+from pupil.kept import refuse_readers
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.models.external import unwatched
@@ -57,13 +59,15 @@ def check(settings: Settings) -> None:
         if outline.kept is not None:
             cut(teacher, outline.kept)
         for name in settings.students:
-            for method_name in settings.methods:
+            for method_name in all_methods(settings):
                 other_classes = outline.apart and outline.kept is None
                 if other_classes and not crosses_tasks(method_name, settings.hp[method_name]):
                     refuse_other_classes(method_name, settings.hp[method_name])
                 net = student(name, outline.classes, 0, outline.image_size)
                 hp, batch_size = settings.hp[method_name], settings.optim.batch_size
                 method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                if settings.views is not None:
+                    refuse_readers(method_name, method, settings.views, outline.image_size)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
     check_shkd(settings, outline)
     n = count(settings)
@@ -71,9 +75,22 @@ def check(settings: Settings) -> None:
 
 
 def count(s: Settings) -> int:
-    students, cells = len(s.students) * len(s.seeds), len(s.students) * len(s.seeds) * len(s.methods)
+    students = len(s.students) * len(s.seeds)
+    cells, beside = students * len(s.methods), students * (len(all_methods(s)) - len(s.methods))
     imported = (len(s.teachers) if s.teacher.checkpoint else 0) + (students if s.student.checkpoint else 0)
-    return len(s.teachers) - imported + len(s.shkd) * len(s.students) + students + (len(s.teachers) + len(s.shkd)) * cells
+    return (
+        len(s.teachers)
+        - imported
+        + len(s.shkd) * len(s.students)
+        + students
+        + (len(s.teachers) + len(s.shkd)) * cells
+        + len(s.teachers) * beside
+    )
+
+
+def all_methods(s: Settings) -> list[str]:
+    """Cell by cell and side by side."""
+    return [*s.methods, *(method for table in s.tables for method in table.methods)]
 
 
 def check_shkd(settings: Settings, outline: Outline) -> None:

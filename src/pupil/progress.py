@@ -17,13 +17,16 @@ class Progress:
         """`batches`: of one epoch; `out`: standard output if not given."""
         self.title, self.batches, self.out = title, batches, out or sys.stdout
         self.started = self.shown = time.monotonic()
-        self.epochs = self.epoch = self.done = 0
+        self.epochs = self.epoch = self.done = self.before = 0
+        self.phase = ""
         self.latest = ""
         self.bar = make_bar(title) if self.out.isatty() else None
 
-    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
-        if epoch == 1:  # a new phase
-            self.started, self.done = time.monotonic(), 0
+    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
+        """`first`: batches of the epoch that were done before."""
+        if self.phase != phase or epoch != self.epoch + 1:
+            self.started, self.before = time.monotonic(), (epoch - 1) * self.batches + first
+            self.phase, self.done = phase, self.before
         self.epoch, self.epochs = epoch, epochs
         for batch in batches:
             yield batch
@@ -49,7 +52,7 @@ class Progress:
             self.bar.set_postfix_str(self.latest, refresh=False)
             self.bar.refresh()
         else:
-            left = (self.shown - self.started) / max(self.done, 1) * (total - self.done)
+            left = (self.shown - self.started) / max(self.done - self.before, 1) * (total - self.done)
             self.out.write(f"{head}  {self.latest}  {left:.0f} s left\n")
             self.out.flush()
 

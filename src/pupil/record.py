@@ -27,11 +27,18 @@ PACKAGES = ("torch", "torchvision", "safetensors", "numpy", "mlflow", "dvc", "hy
 class Record:
     """A record that grows: `log` per epoch, then `finish`.  `changed` is called after every write."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], changed: Callable[[], None] = lambda: None) -> None:
-        """`facts`: stage, name, params (flat), seeds, inputs, group, teacher, data, model; see `facts_about`."""
+    def __init__(
+        self, folder: Path, facts: Mapping[str, Any], changed: Callable[[], None] = lambda: None, lines: str = ""
+    ) -> None:
+        """`facts`: stage, name, params (flat), seeds, inputs, group, teacher, data, model.
+
+        Of a training that goes on they give uid and started too, and `lines` are those of its metrics.jsonl until then.
+        """
         self.folder, self.changed = folder, changed
         self.facts = {"version": VERSION, "uid": uuid.uuid4().hex, "status": "RUNNING", "started": time.time(), **facts}
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        if lines:
+            (folder / "metrics.jsonl").write_text(lines)
         self.write()
 
     @property
@@ -44,6 +51,11 @@ class Record:
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(line + "\n")
         self.changed()
+
+    def lines(self) -> str:
+        """What is logged so far, as in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        return path.read_text() if path.exists() else ""
 
     def attach(self, name: str, content: Any) -> None:
         """Keeps plain values as artifacts/<name>, a JSON file."""

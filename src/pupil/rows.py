@@ -17,7 +17,7 @@ from pupil import checkpoint, measures
 from pupil.arrays import load_arrays
 from pupil.assemble import find
 from pupil.net import Net, cut
-from pupil.session import PREDICTIONS
+from pupil.places import PREDICTIONS
 from pupil.settings import Settings
 from pupil.types import UserError
 
@@ -51,6 +51,20 @@ def cells(s: Settings) -> list[Cell]:
                     for m in s.methods
                     for seed in s.seeds
                 ]
+    found += [
+        Cell(
+            f"{n} by {m} from {t}",
+            f"{n} alone",
+            root / "teacher" / t,
+            seed,
+            root / "table" / f"{t}-{n}" / table.name / str(seed) / m,
+        )
+        for t in s.teachers
+        for n in s.students
+        for table in s.tables
+        for m in table.methods
+        for seed in s.seeds
+    ]
     return found
 
 

@@ -48,8 +48,11 @@ Terms = dict[str, Term]  # the names are the names of the metrics
 class Loader(Protocol):
     """Batches of one split, on the device."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Every sample once; the order and the augmentation depend on the seed and the number alone."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Every sample once; the order and the augmentation depend on the seed and the number alone.
+
+        `first`: batches before it are left out.
+        """
         ...
 
     def __len__(self) -> int:
