@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -89,11 +90,21 @@ def load(folder: Path) -> tuple[Net, dict[str, Any]]:
     if sha256(weights) != meta["sha256"]:
         raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
     refuse_code(meta["network"], folder)
-    net = build(meta["network"], len(meta["classes"]), meta["image_size"])
     try:
-        if meta["method"] is not None:
-            net = METHODS[meta["method"]].deployed(net, **meta["surgery"])
-        net.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, TypeError) as e:
-        raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {str(e).splitlines()[0]}") from None
+        state = load_file(weights)
+        if meta["network"] in NETWORKS:
+            with torch.device("meta"):  # a description that asks for more than the file holds must not fill the memory
+                rebuilt(meta).load_state_dict(state, assign=True)
+        net = rebuilt(meta)
+        net.load_state_dict(state)
+    except UserError:
+        raise
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {said}") from None
     return net.eval().requires_grad_(False), meta
+
+
+def rebuilt(meta: Mapping[str, Any]) -> Net:
+    net = build(meta["network"], len(meta["classes"]), meta["image_size"])
+    return net if meta["method"] is None else METHODS[meta["method"]].deployed(net, **meta["surgery"])
