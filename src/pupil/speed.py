@@ -1,9 +1,11 @@
 """How fast the same training is computed: precision, layout of the memory, compiling, and a teacher made for answering.
 
 For the time of a training both networks answer by a quicker way; a loss sees float32 whatever the networks compute in, and so
-do memory banks, optimiser and all of the adapters but their convolutions.  What is measured (under `torch.inference_mode`) is measured by the plain way.
+do memory banks, optimiser and all of the adapters but their convolutions.  What is measured (under `torch.inference_mode`) is
+measured by the plain way.
 
-precision  bf16: both networks, and convolutions of adapters, under autocast; on CUDA what stays float32 may use TF32 in matrix products
+precision  bf16: both networks, and convolutions of adapters, under autocast; on CUDA what stays float32 may use TF32 in
+           matrix products
 layout     channels_last: images, maps and the student's weights
 compile    by torch.compile, for batches of the first one's shape: both networks, or (auto, on a CPU) the teacher, whose weights
            are then constants; where it fails, the network runs eagerly, and a line says so
