@@ -70,7 +70,7 @@ def train_group(
     speed = choose(settings.precision, settings.layout, settings.compile, device)
     title = first.title if len(seats) == 1 else f"{len(seats)} students of {first.params['teacher']}, seed {first.seed}"
     print(f"{title}: {feeds.about}; {speed}", flush=True)
-    progress = Progress(title, len(feeds.train))
+    progress = Progress(title, len(feeds.train), students=len(seats))
     records: list[tuple[Record, Stream]] = []
     for seat, lines in zip(seats, [""] * len(seats) if point is None else point["lines"], strict=True):
         clear(seat)
