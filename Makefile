@@ -12,9 +12,9 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 PORT ?= 5000
 LONG := contract/test_methods contract/test_networks reference/test_models test_external test_heads test_imported test_mistakes \
-  test_properties test_speed test_standalone test_subsets  # thousands of cases: `make test` runs them
+  test_properties test_speed test_standalone test_subsets test_fuzz test_hostile test_surroundings  # thousands of cases: `make test` runs them
 
-.PHONY: all setup repro recipe check test ui clean lock help
+.PHONY: all setup repro recipe check test ui clean lock audit doctor help
 
 all: setup repro  ## set up, run the pipeline, show the results
 
@@ -51,6 +51,12 @@ ui: setup  ## MLflow's pages on this machine only, at PORT (5000)
 	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \
 	  --host 127.0.0.1 --port $(PORT) --workers 1
+
+audit: setup $(if $(findstring .uv,$(UV)),.uv/bin/uv)  ## known weaknesses of the locked packages, as far as the index tells
+	@python -m pupil.audit requirements.txt $(UV) tool run -q --python 3.11 pip-audit==2.10.1
+
+doctor:  ## look for what does not work on this machine, and say what mends it
+	@PYTHONPATH=src $$(command -v python || command -v python3) -m pupil doctor
 
 lock:  ## renew requirements.txt from requirements.in
 	$(UV) pip compile --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements.in -o requirements.txt

@@ -22,6 +22,7 @@ from torchvision import datasets
 
 import pupil.__main__  # noqa: F401  its names must exist before they are redirected
 from pupil import points
+from pupil.audit import audit
 from pupil.config import words
 from pupil.data import Data, prepare
 from pupil.tracking.store import without_password
@@ -208,6 +209,51 @@ def test_every_locked_package_has_its_hashes_and_is_installed_by_them() -> None:
     assert "--require-hashes requirements.txt" in (ROOT / "Makefile").read_text()
     direct = re.findall(r"^([\w-]+)", (ROOT / "requirements.in").read_text(), re.MULTILINE)
     assert {name.lower() for name in direct} <= {re.split(r"==|\[", block)[0].lower() for block in blocks}
+
+
+def pip_audit(folder: Path, answer: object, status: int = 0) -> list[str]:
+    """One that gives this answer, or none."""
+    tool = folder / "pip_audit.py"
+    write = "" if answer is None else f"open(sys.argv[sys.argv.index('-o') + 1], 'w').write({json.dumps(answer)!r})"
+    tool.write_text(
+        f"import sys\nassert '--require-hashes' in sys.argv\n{write}\nsys.stderr.write('no network\\n')\nsys.exit({status})\n"
+    )
+    return [sys.executable, str(tool)]
+
+
+LOCK = "".join(f"{name}==1.0 \\\n    --hash=sha256:{'a' * 64}\n" for name in ("cat", "dog"))
+FINE = [{"name": "cat", "version": "1.0", "vulns": []}, {"name": "dog", "version": "1.0", "vulns": []}]
+BUG = {"id": "CVE-1", "fix_versions": ["1.1"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        ({"dependencies": FINE}, 0, "2 of 2 packages were looked up, 0 weaknesses are known"),
+        ({"dependencies": [FINE[0], {**FINE[1], "vulns": [BUG]}]}, 1, "dog 1.0: CVE-1, mended in 1.1"),
+        ({"dependencies": [FINE[0], {"name": "dog", "skip_reason": "not found"}]}, 3, "NOT AUDITED: 1 packages (dog)"),
+        ({"dependencies": []}, 3, "0 of 2 packages were looked up"),
+        (None, 3, "NOT AUDITED: pip-audit could not be run or told nothing (no network)"),
+        ({}, 3, "NOT AUDITED: pip-audit could not be run"),
+    ],
+)
+def test_the_audit_says_what_it_could_not_do(
+    answer: object, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "requirements.txt").write_text(LOCK)
+    assert audit(tmp_path / "requirements.txt", pip_audit(tmp_path, answer)) == status
+    out = capsys.readouterr().out
+    assert "requirements.txt: 2 packages, each of one version and with its hashes" in out
+    assert said in out
+    assert audit(tmp_path / "requirements.txt", [str(tmp_path / "nowhere")]) == 3
+    (tmp_path / "requirements.txt").write_text(LOCK + "eel==1.0\n")
+    assert audit(tmp_path / "requirements.txt", pip_audit(tmp_path, answer)) == 1
+    assert "1 of 3 packages have no version or no hash, first eel==1.0" in capsys.readouterr().out
+
+
+def test_make_audits_the_lock() -> None:
+    assert "python -m pupil.audit requirements.txt" in made("audit")
+    assert audit(ROOT / "requirements.txt", ["false"]) == 3, "every locked package has its hashes"
 
 
 # --- downloads ------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,12 @@ SMALL = {
     "hp.crd.k": 16,
 }
 
+SECRETS = {  # in the environment of every command; nothing of them may be in what is left (test_safety.py)
+    "AWS_SECRET_ACCESS_KEY": "wJalr-hidden-7MDENG",
+    "MY_API_TOKEN": "tok-hidden-5f3a9c",
+    "DATABASE_URL": "postgresql://me:pw-hidden-81b2@db/x",
+}
+
 
 class Done(NamedTuple):
     """A process that has ended."""
@@ -64,6 +70,7 @@ class Checkout:
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.path.parent / "dvc-site"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            **SECRETS,
             **more,
         }
 
