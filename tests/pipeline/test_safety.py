@@ -24,9 +24,9 @@ def left(clone: Checkout) -> Iterator[Path]:
     before = set(clone.run("git", "ls-tree", "-r", "--name-only", "HEAD~1").out.splitlines())
     for path in sorted(clone.path.rglob("*")):
         inside = path.relative_to(clone.path)
-        if path.is_file() and inside.parts[0] not in (".git", "__pycache__") and str(inside) not in before:
-            if "__pycache__" not in inside.parts:
-                yield path
+        ours = inside.parts[0] != ".git" and "__pycache__" not in inside.parts and str(inside) not in before
+        if ours and path.is_file():
+            yield path
 
 
 def test_nothing_that_a_pipeline_leaves_is_a_pickle(finished: tuple[Checkout, Done]) -> None:
