@@ -210,6 +210,7 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/tree.py": "preparation",
     "data/limits.py": "preparation",
     "data/manifest.py": "the reader of out/data, checked by the hashes in the manifest",
+    "aliases.py": "refuses a page, reads none",
     "disk.py": "words about what the system refuses",
     "driver.py": "whether there is a GPU that torch does not see",
     "facts.py": "what a file that is read can say",

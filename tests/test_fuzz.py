@@ -107,6 +107,23 @@ def test_a_bent_params_yaml_is_read_or_refused(data: st.DataObject, tmp_path: Pa
     answer(lambda: checked(config.read_params(tmp_path / "params.yaml")))
 
 
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("page", [LAUGHS, "a: &a [*a]\n", "a: &a {b: *a}\n", "[" * 50_000, "? " * 5_000], ids=lambda p: p[:9])
+def test_a_page_that_unfolds_without_end_is_refused(page: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(page)
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        config.read_params(tmp_path / "params.yaml")
+
+
+def test_aliases_of_an_honest_page_are_read(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("optim: &o {epochs: 3}\nteacher: {optim: *o}\n")
+    assert config.read_params(tmp_path / "params.yaml") == {"optim": {"epochs": 3}, "teacher": {"optim": {"epochs": 3}}}
+
+
 @few
 @given(raw=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_as_params_yaml_are_read_or_refused(raw: bytes, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pupil import disk, distributed
+from pupil.aliases import unfolds
 from pupil.checks import check
 from pupil.jsonfile import read_json
 from pupil.resume import AGAIN, Stopped
@@ -199,6 +200,8 @@ def read_params(path: Path) -> dict[str, Any]:
     if path.is_file() and path.stat().st_size > MOST:
         raise UserError(f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: it is no page of settings")
     try:
+        if path.is_file() and unfolds(path.read_text()):
+            raise UserError("its aliases (*name) unfold to more than a page of settings")
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise UserError(f"{path.name} is not there: run inside a checkout of pupil") from None
