@@ -28,6 +28,7 @@ from pupil.training import Training
 from pupil.types import Batch, Features, UserError
 from tests import tiny
 from tests.test_distributed import stage
+from tests.test_speed import Waits
 
 CPU = torch.device("cpu")
 TAUGHT, DATA = {"network": "resnet14", "sha256": "0" * 64}, "1" * 64
@@ -72,6 +73,13 @@ def test_it_answers_as_the_teacher_does_rounded_to_float16(tmp_path: Path, speed
                 for a, b in ((ours.logits, theirs.logits), (ours.embedding, theirs.embedding)):
                     assert a.dtype == torch.float32
                     torch.testing.assert_close(a, b, rtol=2e-2 if speed.bf16 else 1e-3, atol=2e-2 if speed.bf16 else 1e-5)
+
+
+def test_an_answer_makes_no_host_wait(tmp_path: Path) -> None:
+    said, batch = ready(tmp_path), next(iter(loader().epoch(2)))
+    with Waits() as waits:
+        said(batch)
+    assert not waits.found
 
 
 def test_it_is_the_float16_of_the_teacher_in_the_splits_own_order(tmp_path: Path) -> None:
@@ -252,6 +260,24 @@ def test_a_filling_that_was_broken_off_goes_on_with_the_view_it_was_at(tmp_path:
     whole.fill(VIEWS, loader(), teacher.features)
     for view in range(1, VIEWS + 1):
         assert cache.path(view).read_bytes() == whole.path(view).read_bytes()
+
+
+def test_it_can_be_asked_to_stop_between_batches_and_while_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[int] = []
+
+    def halt() -> None:
+        heard.append(1)
+        if len(heard) > 4:
+            raise Killed
+
+    cache = Cache(tmp_path, {}, Size(tiny.SAMPLES, tiny.CLASSES, 64))
+    with pytest.raises(Killed):
+        cache.fill(VIEWS, loader(), tiny.make("kd").teacher.features, halt)
+    assert cache.missing(VIEWS) == [2, 3]
+    capsys.readouterr()
+    with caches.alone(cache.folder / "lock", caches.go_on), pytest.raises(Killed):
+        cache.fill(VIEWS, loader(), tiny.make("kd").teacher.features, halt)
+    assert capsys.readouterr().out == f"{cache.folder} is being filled by process {os.getpid()}: waiting\n"
 
 
 def slowly(root: Path, said: Any) -> None:
