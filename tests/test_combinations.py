@@ -49,7 +49,7 @@ def test_the_matrix_is_that_of_the_mathematics(matrix: dict[str, dict[str, str]]
     assert {name for name, row in matrix.items() if row["sakd of"] == "yes"} >= set(spotted.split())
     assert [cell for cell in matrix["kd"].values() if cell == "-"] == ["-", "-"]
     on_maps = "fitnet at sp vid ab ft fsp nst kdsvd semckd simkd ofd reviewkd sakd"
-    assert {name for name, row in matrix.items() if row["views"] == "-"} == {"mlkd", *on_maps.split()}
+    assert {name for name, row in matrix.items() if row["views"] == "-"} >= {"mlkd", *on_maps.split()}
     assert {name for name, row in matrix.items() if row["width"] == "-"} >= {"thkd", "kdeth", "crdth", "fsp"}
 
 
