@@ -321,8 +321,8 @@ def test_of_two_processes_one_fills_and_the_other_waits_and_says_for_whom(tmp_pa
 
 # --- which methods ---------------------------------------------------------------------------------------------------------
 
-READERS = "mlkd fitnet at sp vid ab ft fsp nst kdsvd semckd simkd ofd reviewkd sakd".split()
-OTHERS = "kd kdmse dkd nkd dist wttm ls ctkd uskd cc rkd pkt crd srrl thkd kde kdeth crdth cskd refilled".split()
+READERS = "mlkd fitnet at sp vid ab ft fsp nst kdsvd semckd simkd ofd reviewkd sakd"
+OTHERS = "kd kdmse dkd nkd dist wttm ls ctkd uskd cc rkd pkt crd srrl thkd kde kdeth crdth cskd refilled"
 DEPENDS = {  # settings that change what is read
     ("sakd", "of=crd"): True,
     ("ofd", "teacher_mode=train"): True,  # reads a copy of its own, not the teacher
@@ -366,7 +366,7 @@ def test_every_method_is_let_in_by_what_it_reads(name: str, hp: dict[str, Any], 
         fits, told = False, str(e)
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(1)))
     assert tiny.same(tiny.state(method), before), "it is tried on a copy"
-    known = dict.fromkeys(READERS, False) | dict.fromkeys(OTHERS, True)
+    known = dict.fromkeys(READERS.split(), False) | dict.fromkeys(OTHERS.split(), True)
     assert fits == DEPENDS.get((name, tiny.label(hp)), known.get(name, fits))
     assert fits == (name != "mlkd" and reads_what_is_kept(name, hp, teacher))
     assert fits or told.startswith(
@@ -377,8 +377,8 @@ def test_every_method_is_let_in_by_what_it_reads(name: str, hp: dict[str, Any], 
 
 
 def test_the_methods_named_here_are_methods() -> None:
-    assert METHODS.keys() >= {*READERS, *OTHERS}
-    assert not set(READERS) & set(OTHERS)
+    assert METHODS.keys() >= {*READERS.split(), *OTHERS.split()}
+    assert not set(READERS.split()) & set(OTHERS.split())
 
 
 @pytest.mark.parametrize(
