@@ -16,6 +16,7 @@ import pupil.__main__  # noqa: F401  its names must exist before they are redire
 from pupil import assemble, checkpoint, config
 from pupil import settings as settings_of
 from pupil.data import prepare
+from pupil.feeds import loaders as load_batches
 from pupil.models import build
 from tests import tiny
 from tests.inprocess import at_home, run
@@ -67,7 +68,7 @@ def train_teacher(root: Path, settings: config.Settings, network: str) -> None:
     mine = config.dataclasses.replace(settings, train=roles, prepared=str(root / "out/data"))
     data = assemble.prepared(mine)
     job = assemble.single(mine, data)
-    feeds = assemble.loaders(data, 20, 0, torch.device("cpu"))
+    feeds = load_batches(data, 20, 0, torch.device("cpu"))
     trained = tiny.fit(job.method, None, feeds.train, feeds.val, job.optim, tiny.quiet, tiny.silently)
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(root / "out/models/teacher" / network, trained.last, meta)

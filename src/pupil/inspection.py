@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pupil import measures
-from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
+from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
+from pupil.feeds import pick_device
 from pupil.fit import refuse_batch_of_one, step
 from pupil.imported import look
 from pupil.kept import refuse_readers
