@@ -12,10 +12,15 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pupil import record
 from pupil.tracking.mirror import Mirror
-from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, unusable
+from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, is_deleted, unusable
+from pupil.types import UserError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 __all__ = ["Mirror", "Stream", "connect", "parent_from_environment", "sync"]
 
@@ -66,27 +71,32 @@ def sync(roots: Iterable[Path], home: Path, experiment: str) -> tuple[int, int, 
     store = connect(home, experiment)
     from mlflow import MlflowException
 
-    complete: dict[str, bool] = {}
+    known: dict[str, list[Run]] = {}
     for run in find_runs(store, f"tags.`{RECORD}` LIKE '%'"):
-        uid = run.data.tags[RECORD]
-        complete[uid] = complete.get(uid, False) or is_complete(run)
+        known.setdefault(run.data.tags[RECORD], []).append(run)
     created = completed = present = 0
     for folder in record.find(roots):
         try:
             facts = record.read(folder)
             if facts["status"] == "RUNNING":
                 continue
-            if complete.get(facts["uid"]):
+            mirror, runs = Mirror(folder, store), known.get(facts["uid"], [])
+            if any(map(is_deleted, runs)) or (len(runs) == 1 and is_complete(runs[0], facts)):
                 present += 1
                 continue
-            mirror = Mirror(folder, store)
-            complete[facts["uid"]] = mirror.push()
+            mirror.push()
+            known[facts["uid"]] = [store.client.get_run(mirror.run)] if mirror.run else []
             created, completed = created + mirror.created, completed + (not mirror.created)
+            if mirror.refused:
+                more = f" and {len(mirror.refused) - 1} more" if mirror.refused[1:] else ""
+                warn(f"sync: {folder}: the store refuses {mirror.refused[0]}{more}; the rest is there")
         except MlflowException as e:
             if e.error_code != "INVALID_PARAMETER_VALUE":
                 raise unusable(address(home)[0], e) from None
             warn(f"sync: {folder} skipped: {first_line(e)}")
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as e:
+        except UserError as e:
+            warn(f"sync: {folder} skipped: {first_line(e)}")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
             warn(f"sync: {folder} skipped: {type(e).__name__}: {first_line(e)}")
     return created, completed, present
 
