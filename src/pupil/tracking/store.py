@@ -59,6 +59,7 @@ def load_mlflow() -> "type[MlflowClient]":
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 90 lines for a full disk, which we say in one
     try:
         from mlflow import MlflowClient
     except ModuleNotFoundError as e:
@@ -129,7 +130,8 @@ def milliseconds(seconds: float) -> int:
 
 
 def first_line(e: Exception) -> str:
-    line = without_password((str(e).strip().splitlines() or [type(e).__name__])[0])
+    lines = [line for line in str(e).strip().splitlines() if not line.startswith("(raised as a result of")]
+    line = without_password((lines or [type(e).__name__])[0])
     return line if len(line) <= 200 else line[:197] + "..."
 
 
