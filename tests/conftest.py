@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden",
         help="folder with golden vectors (npz); every case in it is checked (default: tests/golden)",
     )
+    parser.addoption("--full", action="store_true", help="the full forms of the load tests, which take many minutes")
 
 
 @pytest.fixture(scope="session")

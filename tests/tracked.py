@@ -103,5 +103,5 @@ print("closed", time.monotonic() - start, time.time(), flush=True)
 def train(home: Path, folder: Path, seconds: float = 0.4, **env: str) -> subprocess.Popen[str]:
     """A process that writes a record of 20 epochs, with its stream."""
     command = [sys.executable, "-W", "error::DeprecationWarning:pupil", "-c", TRAIN, str(home), str(folder), str(seconds)]
-    full = {**os.environ, "PYTHONPATH": str(SRC), **env}
+    full = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(SRC), os.environ.get("PYTHONPATH")))), **env}
     return subprocess.Popen(command, env=full, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

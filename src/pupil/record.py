@@ -22,6 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pupil.errors import UserError
+
 VERSION = 1
 PACKAGES = ("torch", "torchvision", "safetensors", "numpy", "pillow", "mlflow", "dvc", "hydra-core", "nvidia-dali-cuda120")
 NEEDED = {"uid": str, "status": str, "stage": str, "name": str, "params": dict, "started": int | float}
@@ -141,9 +143,7 @@ def verify(folder: Path, facts: Mapping[str, Any]) -> None:
         raise damaged(path, "it is not the file that record.json was finished with")
 
 
-def damaged(path: Path, why: str) -> ValueError:
-    from pupil.types import UserError  # which imports torch
-
+def damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path} is damaged: {why}; delete {path.parent} and run dvc repro, or train again what was run by hand")
 
 

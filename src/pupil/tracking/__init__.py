@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pupil import record
+from pupil.errors import UserError
 from pupil.tracking.mirror import Mirror
 from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, is_deleted, unusable
-from pupil.types import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

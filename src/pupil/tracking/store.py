@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pupil.types import UserError
+from pupil.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
