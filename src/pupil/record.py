@@ -165,6 +165,7 @@ def environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
+        **({"threads": sys.modules["torch"].get_num_threads()} if "torch" in sys.modules else {}),
         "device": device,
         "packages": found,
         "git_commit": git("rev-parse", "HEAD"),

@@ -9,7 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,23 @@ from typing import TYPE_CHECKING
 from pupil import record
 from pupil.errors import UserError
 from pupil.tracking.mirror import Mirror
-from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, is_deleted, unusable
+from pupil.tracking.store import (
+    RECORD,
+    Store,
+    address,
+    connect,
+    find_runs,
+    first_line,
+    is_complete,
+    is_deleted,
+    load_mlflow,
+    unusable,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-__all__ = ["Mirror", "Stream", "connect", "parent_from_environment", "sync"]
+__all__ = ["Mirror", "Stream", "connect", "look_up", "parent_from_environment", "sync"]
 
 LATER = "run `python -m pupil sync` later"
 
@@ -99,6 +110,34 @@ def sync(roots: Iterable[Path], home: Path, experiment: str) -> tuple[int, int, 
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
             warn(f"sync: {folder} skipped: {type(e).__name__}: {first_line(e)}")
     return created, completed, present
+
+
+def look_up(home: Path, text: str) -> tuple[str, Callable[[Path], None]] | None:
+    """The uid of the record of the MLflow run whose id begins so, and how to fetch it; the store is not changed."""
+    uri, remote = address(home)
+    if find_spec("mlflow") is None or not (remote or "MLFLOW_TRACKING_URI" in os.environ or (home / "mlflow.db").exists()):
+        return None
+    try:
+        store = Store(load_mlflow()(uri), "", home)
+        found = [run for run in find_runs(store, f"tags.`{RECORD}` LIKE '%'") if run.info.run_id.startswith(text)]
+    except Exception as e:
+        raise unusable(uri, e) from None
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UserError(f"{len(found)} runs in MLflow begin with {text}: give more of the id")
+
+    def fetch(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            store.client.download_artifacts(found[0].info.run_id, "record.json", str(folder))
+            if any(f.path == "config.json" for f in store.client.list_artifacts(found[0].info.run_id)):
+                (folder / "artifacts").mkdir(exist_ok=True)
+                store.client.download_artifacts(found[0].info.run_id, "config.json", str(folder / "artifacts"))
+        except Exception as e:
+            raise UserError(f"the record of run {found[0].info.run_id} cannot be fetched: {first_line(e)}") from None
+
+    return found[0].data.tags[RECORD], fetch
 
 
 def warn(line: str) -> None:
