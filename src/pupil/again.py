@@ -39,14 +39,14 @@ def again(found: Found, records: Records) -> Again:
     stage = (facts.get("tags") or {}).get("dvc.stage")
     if stage is not None:
         page = without(config or {}, OF_A_CELL)
-        if config is not None and differences(page, params_at(commit if moves else None)) != []:
+        if config is not None and not says(page, commit if moves else None):
             words.append(f"cp {keep(facts['uid'], 'params.yaml', page)} params.yaml")
         words.append(f"dvc repro {shlex.quote(stage)}")
     else:
         script = SCRIPTS.get(facts["stage"], "train")
         tree = config if config is not None else rebuilt(facts)
         file = keep(facts["uid"], "config.json", tree)
-        arguments = ["--config", file, "out=null", *(["record=null"]), *ancestors(found, tree, records)]
+        arguments = ["--config", file, "out=null", "record=null", *ancestors(found, tree, records)]
         words.append(f"python stages/{script}.py {shlex.join(arguments)}")
     return Again(" && ".join(words), config, known, same)
 
@@ -74,7 +74,7 @@ def rebuilt(facts: Mapping[str, Any]) -> dict[str, Any]:
 def ancestors(found: Found, config: Mapping[str, Any], records: Records) -> list[str]:
     """Overrides for a teacher, or a lender of a head, that no longer lies where the configuration says."""
     teacher, stage = found.facts.get("teacher"), found.facts["stage"]
-    if teacher is None or (source := records.of_weights(teacher["sha256"])) is None:
+    if teacher is None or (source := records.of_weights(teacher["sha256"], teacher.get("uid"))) is None:
         return []
     section, key = ("distill", "checkpoint") if stage == "distill" else ("train", "head_of")
     given = (config.get(section) or {}).get(key)
@@ -86,10 +86,8 @@ def ancestors(found: Found, config: Mapping[str, Any], records: Records) -> list
 
 def model_of(found: Found) -> Path | None:
     """The model folder of a record, while the weights in it are those that the run left."""
-    if not found.facts.get("model") or found.weights is None:
-        return None
-    folder = (found.folder / found.facts["model"]).resolve()
-    return folder if weights_in(folder) == found.weights else None
+    there = found.model is not None and found.weights is not None and weights_in(found.model) == found.weights
+    return found.model if there else None
 
 
 def weights_in(folder: Path) -> str | None:
@@ -113,6 +111,14 @@ def params_at(commit: str | None) -> dict[str, Any]:
         path = Path(folder) / "params.yaml"
         path.write_text(text or "{}")
         return plain(resolve(overlay(defaults(), read_params(path))))
+
+
+def says(page: Mapping[str, Any], commit: str | None) -> bool:
+    """Whether params.yaml gives these settings."""
+    try:
+        return differences(page, params_at(commit)) == []
+    except UserError:  # it cannot be read
+        return False
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -11,6 +11,7 @@ from pupil.again import Again, again, configuration, differences, model_of, para
 from pupil.assemble import find as find_folder
 from pupil.assemble import pick_device
 from pupil.checkpoint import META, read_meta
+from pupil.config import HOME
 from pupil.data.prepare import TEACHER
 from pupil.machine import describe
 from pupil.trace import Found, Records, find, shown
@@ -50,9 +51,9 @@ def why(text: str, command_only: bool = False) -> Iterator[str]:
 def parents(found: Found, records: Records) -> list[Found]:
     """The runs that this one started from."""
     facts = found.facts
-    wanted = [facts["teacher"]["sha256"]] if facts.get("teacher") else []
-    wanted += list(facts["inputs"].values()) if facts["stage"] == "evaluate" else []
-    made = [records.of_weights(sha256) for sha256 in wanted]
+    wanted = [(facts["teacher"]["sha256"], facts["teacher"].get("uid"))] if facts.get("teacher") else []
+    wanted += [(sha256, HOME / folder) for folder, sha256 in facts["inputs"].items()] if facts["stage"] == "evaluate" else []
+    made = [records.of_weights(*each) for each in wanted]
     if facts.get("data") and facts["stage"] != "prepare":
         made.append(records.of_data(facts["data"]["digest"]))
     return [parent for parent in made if parent is not None]
@@ -64,9 +65,15 @@ def about(found: Found, records: Records) -> Iterator[str]:
     yield facts["name"]
     lines = [("note", found.note)] if found.note else []
     lines += [("record", told(found)), *outcome(found), *data(found, records), *ancestry(found, records)]
-    lines += [*code(facts, repeat), *settings(found), *environment(facts), ("again", repeat.command)]
+    lines += [*code(facts, repeat), *settings(found), *environment(facts), *repetition(facts, repeat)]
     for label, text in lines:
         yield f"  {label:<12} {text}"
+
+
+def repetition(facts: Mapping[str, Any], repeat: Again) -> Iterator[tuple[str, str]]:
+    yield "again", repeat.command
+    if "dvc.stage" in (facts.get("tags") or {}):
+        yield "", "(DVC restores what it still has; with --force it trains it anew)"
 
 
 def told(found: Found) -> str:
@@ -84,12 +91,11 @@ def outcome(found: Found) -> Iterator[tuple[str, str]]:
     final = found.facts.get("final") or {}
     if final:
         yield "metrics", ", ".join(f"{name} {value:.6g}" for name, value in final.items())
-    if found.weights is not None:
-        there = model_of(found)
-        where = (found.folder / found.facts["model"]).resolve()
-        yield "model", f"{shown(where)}, sha256 {found.weights}"
-        if there is None:
-            yield "WARNING", f"{shown(where)} {'holds other weights now' if weights_in(where) else 'is not there any more'}"
+    if found.weights is not None and found.model is not None:
+        yield "model", f"{shown(found.model)}, sha256 {found.weights}"
+        if model_of(found) is None:
+            now = "holds other weights now" if weights_in(found.model) else "is not there any more"
+            yield "WARNING", f"{shown(found.model)} {now}"
 
 
 def data(found: Found, records: Records) -> Iterator[tuple[str, str]]:
@@ -103,10 +109,8 @@ def data(found: Found, records: Records) -> Iterator[tuple[str, str]]:
     folder = find_folder((configuration(found) or {}).get("prepared") or "out/data")
     held = [digest_of(part) for part in (folder, folder / TEACHER)]
     if given["digest"] not in held:
-        yield (
-            "WARNING",
-            f"{shown(folder)} {f'holds other data, digest {held[0]}' if held[0] else 'holds no data'}: prepare these",
-        )
+        there = f"holds other data, digest {held[0]}" if held[0] else "holds no data"
+        yield "WARNING", f"{shown(folder)} {there}: prepare those of this run first"
 
 
 def digest_of(folder: Path) -> str | None:
@@ -123,14 +127,14 @@ def ancestry(found: Found, records: Records) -> Iterator[tuple[str, str]]:
     inputs = facts.get("inputs") or {}
     if facts["stage"] == "evaluate":
         for folder, sha256 in inputs.items():
-            source = records.of_weights(sha256)
+            source = records.of_weights(sha256, HOME / folder)
             yield "network", f"{folder}, sha256 {sha256}: {shown(source.folder) + ', below' if source else 'no record'}"
     if "checkpoint" in inputs:
         yield "file", f"{facts['params'].get('checkpoint')}, sha256 {inputs['checkpoint']}: imported, not trained here"
     if not (teacher := facts.get("teacher")):
         return
     role = "teacher" if facts["stage"] == "distill" else "head of"
-    source = records.of_weights(teacher["sha256"])
+    source = records.of_weights(teacher["sha256"], teacher.get("uid"))
     text = f"{teacher['network']}, sha256 {teacher['sha256']}"
     if source is not None:
         yield role, f"{text}: {shown(source.folder)}, below"

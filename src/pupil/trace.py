@@ -24,6 +24,11 @@ class Found(NamedTuple):
         """SHA-256 of what the run left."""
         return self.facts.get("outputs", {}).get(WEIGHTS)
 
+    @property
+    def model(self) -> Path | None:
+        """Where it left them."""
+        return (self.folder / self.facts["model"]).resolve() if self.facts.get("model") else None
+
 
 class Records:
     """All sound records of the checkout."""
@@ -38,9 +43,11 @@ class Records:
             except (UserError, OSError):  # sync names them
                 continue
 
-    def of_weights(self, sha256: str) -> Found | None:
-        """The run that left these weights."""
-        return next((found for found in self.all if found.weights == sha256), None)
+    def of_weights(self, sha256: str, hint: str | Path | None = None) -> Found | None:
+        """The run that left these weights; of equal trainings, which leave equal weights, that of this uid or model folder."""
+        made = [found for found in self.all if found.weights == sha256]
+        hint = hint.resolve() if isinstance(hint, Path) else hint
+        return next((found for found in made if hint in (found.facts["uid"], found.model)), made[0] if made else None)
 
     def of_data(self, digest: str) -> Found | None:
         """The preparation of these data."""
@@ -84,7 +91,7 @@ def in_folder(path: Path, records: Records) -> Found:
     if not (path / META).exists():
         raise UserError(f"{path} holds neither record.json nor {META}: give the folder of a record or of a model")
     weights = record.sha256(path / WEIGHTS) if (path / WEIGHTS).exists() else None
-    if weights is None or (found := records.of_weights(weights)) is None:
+    if weights is None or (found := records.of_weights(weights, path)) is None:
         raise UserError(f"no record below out/records or runs left the weights in {path}; nothing more is known of them")
     return found
 
