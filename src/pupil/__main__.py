@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from pupil.config import HOME, launch_with, load_settings, user_errors
-from pupil.record import find, read
 from pupil.settings import plain
 
 
@@ -110,6 +109,7 @@ def arguments() -> argparse.Namespace:
 def pipeline() -> int:
     """`dvc repro` between a check and a sync; what a user types `make` for."""
     from pupil.inspection import check
+    from pupil.trace import sound
 
     settings = load_settings()
     check(settings)
@@ -117,8 +117,8 @@ def pipeline() -> int:
     started = time.time()
     status = subprocess.run(["dvc", "repro"], cwd=HOME).returncode
     synchronise([])
-    trained = [f for f in find([HOME / "out" / "records"]) if read(f).get("ended", 0) >= started]
-    fresh = [facts for facts in map(read, trained) if facts["stage"] not in ("prepare", "evaluate")]
+    trained = [found.facts for found in sound([HOME / "out" / "records"]) if found.facts.get("ended", 0) >= started]
+    fresh = [facts for facts in trained if facts["stage"] not in ("prepare", "evaluate")]
     imported = sum("imported" in facts["params"] for facts in fresh)
     networks = len(fresh) - imported
     print(

@@ -1,8 +1,9 @@
 """What a user calls a run -> its record: by folder, uid, id in MLflow, name, or row of the comparison."""
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,18 +31,18 @@ class Found(NamedTuple):
         return (self.folder / self.facts["model"]).resolve() if self.facts.get("model") else None
 
 
+def sound(roots: Iterable[Path]) -> Iterator[Found]:
+    """The records below the roots, but for the damaged ones, which `sync` names."""
+    for folder in record.find(roots):
+        with contextlib.suppress(UserError, OSError):
+            yield Found(folder, record.read(folder))
+
+
 class Records:
     """All sound records of the checkout."""
 
     def __init__(self) -> None:
-        self.all = list(self.sound())
-
-    def sound(self) -> Iterator[Found]:
-        for folder in record.find([HOME / "out" / "records", HOME / "runs"]):
-            try:
-                yield Found(folder, record.read(folder))
-            except (UserError, OSError):  # sync names them
-                continue
+        self.all = list(sound([HOME / "out" / "records", HOME / "runs"]))
 
     def of_weights(self, sha256: str, hint: str | Path | None = None) -> Found | None:
         """The run that left these weights; of equal trainings, which leave equal weights, that of this uid or model folder."""
