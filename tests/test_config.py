@@ -178,6 +178,7 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "config.py": "reads the settings; DVC follows their values",
     "settings.py": "reads the settings; DVC follows their values",
     "checks.py": "refuses settings, changes none",
+    "errors.py": "what a mistake is told by",
     "record.py": "writes what is measured",
     "tracking/": "sends records to MLflow",
     "serve.py": "packs a finished network for MLflow",

@@ -5,9 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-
-class UserError(ValueError):
-    """A mistake the user can mend; its text is one line: what was given, what was expected, what to do."""
+from pupil.errors import UserError as UserError
 
 
 class Batch(NamedTuple):
