@@ -1,9 +1,12 @@
 """The things that travel through the code: a batch, what a network says about it, a loss."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from __future__ import annotations  # so that UserError needs no torch
 
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from pupil.errors import UserError as UserError
 

@@ -12,7 +12,6 @@ report.json, report.txt, contact_sheet.png
     for people; see pupil.data.report.  `load` does not read them
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -31,11 +30,12 @@ from pupil.data.classes import class_sets, labelling
 from pupil.data.draw import draw
 from pupil.data.files import open_split, sha256
 from pupil.data.gather import Gathered, Progress, read
+from pupil.data.manifest import VERSION, digest
+from pupil.data.manifest import read as read_manifest
 from pupil.data.report import write_report
 from pupil.data.sources import SOURCES
 from pupil.types import UserError
 
-VERSION = 2
 SPLITS = ("train", "val", "test")
 TEACHER = "teacher"  # the folder of the teachers' own classes
 FILES = ("manifest.json", *(f"{name}.safetensors" for name in SPLITS))
@@ -86,8 +86,7 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
         for folder, mine in folders.items():
             found = reading.folders[folder]
             facts = describe(config, mine.names, found, moments) | shared
-            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-            manifest = json.loads(json.dumps({**facts, "digest": digest, **beside}))
+            manifest = json.loads(json.dumps({**facts, "digest": digest(facts), **beside}))
             (new / folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
             splits = {name: open_split(new / folder / f"{name}.safetensors") for name in found}
             write_report(new / folder, manifest, splits, {name: part.seen for name, part in found.items()})
@@ -101,15 +100,14 @@ def load(folder: Path) -> Prepared:
     if missing:
         raise UserError(f"{folder} holds no prepared data ({missing[0]} is missing); prepare it")
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_manifest(folder / "manifest.json")
         found = {name: open_split(folder / f"{name}.safetensors") for name in SPLITS}
     except ValueError as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and prepare it again") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        found_version = manifest.get("version") if isinstance(manifest, dict) else None
-        raise UserError(f"{folder} was prepared in format {found_version}, this is {VERSION}; prepare it again")
+    if manifest["version"] != VERSION:
+        raise UserError(f"{folder} was prepared in format {manifest['version']}, this is {VERSION}; prepare it again")
     for name in SPLITS:
-        if sha256(folder / f"{name}.safetensors") != manifest["sha256"][name]:
+        if sha256(folder / f"{name}.safetensors") != manifest["sha256"].get(name):
             raise UserError(
                 f"{folder / name}.safetensors is damaged: its SHA-256 is not that of manifest.json; prepare it again"
             )
