@@ -182,6 +182,8 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "tracking/": "sends records to MLflow",
     "serve.py": "packs a finished network for MLflow",
     "progress.py": "a bar",
+    "opening.py": "words for the record",
+    "places.py": "where a training writes",
     "points.py": "what a killed training goes on from, checked by its hash",
     "resume.py": "when and where that is kept",
     "machine.py": "words and measurements for the record",

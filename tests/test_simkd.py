@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pupil import assemble, checkpoint, imported, measures, session
 from pupil import settings as settings_of
 from pupil.data import Prepared
+from pupil.feeds import loaders as load_batches
 from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
@@ -134,7 +135,7 @@ def trained(settings: Settings, data: Prepared, **train: Any) -> Path:
     """The folder of what a stage trains, without its record."""
     here = dataclasses.replace(settings, train=settings_of.Train(**train)) if train else settings
     job = assemble.single(here, data) if train else assemble.distillation(here, data)
-    feeds = assemble.loaders(data, job.optim.batch_size, job.seed, torch.device("cpu"))
+    feeds = load_batches(data, job.optim.batch_size, job.seed, torch.device("cpu"))
     speed = choose(here.precision, here.layout, here.compile, torch.device("cpu"))
     weights = session.train([job], feeds, here, speed, [tiny.quiet], tiny.silently)[0].last
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pupil import assemble, checkpoint, config, report, rows, session, tracking
+from pupil import assemble, checkpoint, config, feeds, report, rows, session, tracking
 from pupil import settings as settings_of
 from pupil.data import prepare
 from pupil.data.resident import Resident
@@ -222,7 +222,7 @@ def test_the_distill_stage_cuts_the_teacher_to_the_students_classes(ground: tupl
     whole, meta = checkpoint.load(root / "teacher")
     assert meta["classes"] == ["7", "3", "9", "0", "1", "5"]
     assert job.teacher is not None
-    batch = next(iter(assemble.loaders(data, 16, 0, torch.device("cpu"), two_views=True).train.epoch(1)))
+    batch = next(iter(feeds.loaders(data, 16, 0, torch.device("cpu"), two_views=True).train.epoch(1)))
     t = teacher_features(job.teacher, batch)
     assert t is not None
     torch.testing.assert_close(t.logits, whole(batch.images)[:, [4, 0, 1]])
@@ -285,7 +285,7 @@ def test_the_comparison_shows_the_cut_teacher_the_baseline_and_the_students_clas
     assert list(networks) == ["resnet14", "resnet14 cut to 3 classes", *students]
 
     data = assemble.prepared(settings)
-    test = assemble.loaders(data, 16, 0, torch.device("cpu")).test
+    test = feeds.loaders(data, 16, 0, torch.device("cpu")).test
     whole, meta = checkpoint.load(Path("out/models/teacher/resnet14"))
     assert meta["classes"] == [str(k) for k in range(10)]
     logits, labels = predict(whole, test)

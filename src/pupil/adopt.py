@@ -24,10 +24,10 @@ from pupil.methods.base import Setup
 from pupil.methods.simkd import SimKD
 from pupil.models import build
 from pupil.net import probe
+from pupil.places import empty_or_new, fresh
 from pupil.published import COUNTER, Published, choose, describe, left_out, part_of, read, weights
 from pupil.record import sha256
 from pupil.remix import remix
-from pupil.session import empty_or_new, fresh
 from pupil.types import UserError
 from pupil.untrusted import clip
 

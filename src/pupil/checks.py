@@ -81,6 +81,7 @@ def check(s: Settings) -> None:
     one_of("precision", s.precision, PRECISIONS)
     one_of("layout", s.layout, LAYOUTS)
     within("compile", s.compile, s.compile in COMPILES, "false, true or auto")
+    within("views", s.views, s.views is None or s.views >= 1, "1 or more, or null")
     within("resume_every", s.resume_every, s.resume_every >= 0, "0 or more seconds")
     within("processes", s.processes, s.processes >= 1, "1 or more")
     within("compile", s.compile, s.compile is not True or s.processes == 1, "false with several processes")

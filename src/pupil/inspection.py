@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from pupil import measures
-from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
+from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
+from pupil.feeds import pick_device
 from pupil.fit import refuse_batch_of_one, step
 from pupil.imported import look
+from pupil.kept import refuse_readers
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.models.external import unwatched
@@ -64,6 +66,8 @@ def check(settings: Settings) -> None:
                 net = student(name, outline.classes, 0, outline.image_size)
                 hp, batch_size = settings.hp[method_name], settings.optim.batch_size
                 method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                if settings.views is not None:
+                    refuse_readers(method_name, method, settings.views, outline.image_size)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
     check_shkd(settings, outline)
     n = count(settings)

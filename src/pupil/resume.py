@@ -34,8 +34,8 @@ AGAIN = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL
 SHARE = 0.05  # of the time, at most, is spent on points
 BESIDE = {  # modules that change no number of a training
     *("__main__", "adopt", "cards", "combinations", "doctor", "estimate", "figures", "inspection", "lineage", "machine"),
-    *("points", "progress", "recipes", "report", "resume", "rewrite", "rows", "serve", "similarity", "standalone", "tables"),
-    "tracking",
+    *("opening", "places", "points", "progress", "recipes", "report", "resume", "rewrite", "rows", "serve", "similarity"),
+    *("standalone", "tables", "tracking"),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pupil import checkpoint, measures
 from pupil.assemble import find
 from pupil.net import Net, cut
-from pupil.session import PREDICTIONS
+from pupil.places import PREDICTIONS
 from pupil.settings import Settings
 
 
