@@ -36,10 +36,11 @@ class Record:
         """
         self.folder, self.changed = folder, changed
         self.facts = {"version": VERSION, "uid": uuid.uuid4().hex, "status": "RUNNING", "started": time.time(), **facts}
-        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write()  # first: it says whose the rest is
+        (folder / "artifacts").mkdir(exist_ok=True)
         if lines:
             (folder / "metrics.jsonl").write_text(lines)
-        self.write()
 
     @property
     def artifacts(self) -> Path:

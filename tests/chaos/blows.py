@@ -86,12 +86,14 @@ class Sight:
     def where(self) -> str:
         """The last point, in words."""
         place = self.place()
-        if place is None or not (place / "point.safetensors").exists():
+        if place is None:
+            return "ended"
+        if not (place / "point.safetensors").exists():
             return "no point yet"
         try:
             tree = points.read(place / "point.safetensors")
-        except UserError as e:
-            return str(e)
+        except UserError as e:  # what dvc has left behind may still train
+            return str(e) if (place / "point.safetensors").exists() else "ended"
         phase, epoch, _, step = tree["states"][0]["place"]
         group = f"seed {tree['group']}, " if tree["group"] else ""
         return f"{group}phase {phase + 1}, epoch {epoch}, step {step}"

@@ -79,17 +79,17 @@ class Siege:
         if not wait_for(blow, going, self.sight):
             self.ended(going)
             return
-        place, hit = self.sight.where(), time.monotonic()
+        hit = time.monotonic()
         strike(blow, going, self.sight)
         status = going.wait()
-        self.kills.append(Killed(blow, place, status, time.monotonic() - hit))
+        self.kills.append(Killed(blow, self.sight.where(), status, time.monotonic() - hit))
         self.ended(going)
 
     def ended(self, going: Going) -> None:
         """An attempt, in one of the ways that are allowed."""
         if self.kind.by == "dvc":  # which has statuses of its own
             return
-        if going.status == 0:
+        if going.status == 0 or (self.sight.place() is None and self.sight.finished()):  # and was hit on its way out
             self.look()
             self.clean()
         elif going.status == STOPPED:
@@ -122,7 +122,7 @@ class Siege:
     def look(self) -> None:
         """What is not as it should be after an attempt that ended well."""
         self.wrong += differences(self.expected, traces(self.folders))
-        if left := list(self.lab.resume.glob("*")):
+        if left := [path for path in self.lab.resume.glob("*") if path.suffix != ".ended"]:
             self.wrong.append(f"{left[0].name} is left in .work/resume")
 
     def start(self, every: float) -> Going:

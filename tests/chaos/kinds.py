@@ -40,6 +40,7 @@ KINDS = [
     Kind("shkd", "train", SHKD),
     Kind("table, two seeds", "table", ("methods=[kd,simkd,crd,sakd]", "seeds=[0,1]"), models=8),
     cell("kd, best_by_val", "protocol.deploy=best_by_val", "protocol.papers_best_on_test=true", method="kd"),
+    cell("kd, few views from a cache", "views=2", "optim.epochs=3", method="kd"),
     cell("kd, streamed", "loader=streamed", method="kd"),
     cell("kd, workers", "loader=workers", method="kd"),
     cell("kd, dali", "loader=dali", method="kd"),
