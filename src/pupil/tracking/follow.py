@@ -95,7 +95,8 @@ class Follower:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which then ends the record
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the training, which then ends the record
+        signal.signal(number, signal.SIG_IGN)
     os.nice(10)  # the training goes first
     follower = Follower(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     threading.Thread(target=follower.listen, daemon=True).start()
