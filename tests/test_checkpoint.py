@@ -14,6 +14,7 @@ from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import FrozenLinear, Net
 from pupil.optim import Optim
+from pupil.sealed import read_sealed, write_sealed
 from pupil.types import UserError
 from tests import tiny
 
@@ -136,7 +137,7 @@ def test_a_description_that_describes_no_network_is_refused(content: str, tmp_pa
 def test_a_description_of_another_network_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     saved_alone(tmp_path)
     path = tmp_path / checkpoint.META
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_sealed(path, {**read_sealed(path), **change})
     assert said in error(tmp_path)
 
 
@@ -146,8 +147,7 @@ def test_weights_of_another_network_are_refused_even_with_their_own_hash(tmp_pat
     state["head.weight"] = state["head.weight"][:, :3].contiguous()
     save_file(state, tmp_path / checkpoint.WEIGHTS)
     path = tmp_path / checkpoint.META
-    changed = {**json.loads(path.read_text()), "sha256": checkpoint.sha256(tmp_path / checkpoint.WEIGHTS)}
-    path.write_text(json.dumps(changed))
+    write_sealed(path, {**read_sealed(path), "sha256": checkpoint.sha256(tmp_path / checkpoint.WEIGHTS)})
     assert "does not fit the resnet8" in error(tmp_path)
 
 

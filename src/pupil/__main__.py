@@ -1,4 +1,4 @@
-"""The command line: python -m pupil list | explain | check | recipe | pipeline | sync | resolve | import | export | doctor."""
+"""The command line, `python -m pupil`: list, explain, check, recipe, pipeline, sync, why, resolve, import, export, doctor."""
 
 import argparse
 import json
@@ -45,6 +45,11 @@ def main() -> None:
                 sys.exit(pipeline())
             case "sync":
                 synchronise(args.folders)
+            case "why":
+                from pupil.lineage import why
+
+                for line in why(args.run, args.command_only):
+                    print(line)
             case "import":
                 from pupil.adopt import adopt
 
@@ -85,6 +90,9 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("pipeline", help="check, dvc repro, sync, and the table of results")
     sync = commands.add_parser("sync", help="give every run record a run in MLflow; adds nothing twice")
     sync.add_argument("folders", nargs="*", type=Path, help="where records are; by default those of this checkout")
+    why = commands.add_parser("why", help="what a run was made of, what differs here, and the command that runs it again")
+    why.add_argument("run", help="a record or model folder, an MLflow run id, a record's uid, or a row of reports/table.md")
+    why.add_argument("--command", dest="command_only", action="store_true", help="print that command alone")
     resolve = commands.add_parser("resolve", help="print the whole configuration as JSON, for a machine without Hydra")
     resolve.add_argument("overrides", nargs="*")
     published = commands.add_parser("import", help="make a published checkpoint a model folder that can teach")
@@ -116,7 +124,7 @@ def pipeline() -> int:
     """`dvc repro` between a check and a sync; what a user types `make` for."""
     from pupil.config import HOME, load_settings
     from pupil.inspection import check
-    from pupil.record import find, read
+    from pupil.trace import sound
 
     settings = load_settings()
     check(settings)
@@ -127,8 +135,8 @@ def pipeline() -> int:
     except FileNotFoundError:
         raise UserError("the command dvc is not on the PATH: `make setup`, then `source .venv/bin/activate`") from None
     synchronise([])
-    trained = [f for f in find([HOME / "out" / "records"]) if read(f)["started"] >= started]
-    fresh = [facts for facts in map(read, trained) if facts["stage"] not in ("prepare", "evaluate")]
+    trained = [found.facts for found in sound([HOME / "out" / "records"]) if found.facts.get("ended", 0) >= started]
+    fresh = [facts for facts in trained if facts["stage"] not in ("prepare", "evaluate")]
     imported = sum("imported" in facts["params"] for facts in fresh)
     networks = len(fresh) - imported
     print(

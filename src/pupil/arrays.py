@@ -13,7 +13,10 @@ from pupil.types import UserError
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Writes a temporary file and renames it; safetensors alone makes files that only their owner can read."""
+    """Writes a temporary file and renames it; safetensors alone makes files that only their owner can read.
+
+    OSError where it cannot be written; what was there before stays.
+    """
     new = path.with_name(path.name + ".new")
     try:
         new.touch()

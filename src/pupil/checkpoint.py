@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pupil import facts
 from pupil.arrays import save_arrays
-from pupil.jsonfile import read_json
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, build
 from pupil.models.external import is_external, refuse_code
 from pupil.net import Net
 from pupil.record import sha256
+from pupil.sealed import read_sealed, write_sealed
 from pupil.types import UserError
 
 WEIGHTS, META = "model.safetensors", "model.json"
@@ -57,19 +57,20 @@ def save(folder: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     save_arrays(folder / WEIGHTS, state)
     full = {"format": 1, "preprocessing": PREPROCESSING, **meta, "sha256": sha256(folder / WEIGHTS)}
-    (folder / META).write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
+    write_sealed(folder / META, full)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """model.json; its network and method are in the tables."""
     try:
-        meta = read_json(folder / META)
+        meta = read_sealed(folder / META)
     except FileNotFoundError:
         raise UserError(
             f"no trained network in {folder}: {META} is not there; train it first (dvc repro) or give its folder"
         ) from None
-    except ValueError:
-        raise UserError(f"{folder / META} is damaged; delete {folder} and run dvc repro") from None
+    except ValueError as e:  # not JSON, not even text, or not what was written
+        why = str(e) if "checksum" in str(e) else "it is not JSON"
+        raise UserError(f"{folder / META} is damaged: {why}; delete {folder} and run dvc repro") from None
     if not isinstance(meta, dict) or KINDS.keys() - meta.keys():
         raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
     if key := facts.wrong(meta, KINDS):

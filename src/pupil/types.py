@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class UserError(ValueError):
-    """A mistake the user can mend; its text is one line: what was given, what was expected, what to do."""
+from pupil.errors import UserError as UserError
 
 
 class Batch(NamedTuple):

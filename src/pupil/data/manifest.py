@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pupil import facts
-from pupil.jsonfile import read_json
+from pupil.sealed import read_sealed
 
 VERSION = 2
 BESIDE = {
@@ -34,7 +34,7 @@ def digest(manifest: Mapping[str, Any]) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """ValueError where it is damaged; of another format only its version is looked at."""
-    found = read_json(path)
+    found = read_sealed(path)
     version = found.get("version") if isinstance(found, dict) else None
     if version != VERSION:
         return {"version": version}
