@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pupil import checkpoint, jsonfile, published
+from pupil import checkpoint, jsonfile, published, sealed
 from pupil.data import Data, limits, load, prepare
 from pupil.data.files import MOST, open_split
 from pupil.data.tree import list_tree, opener
@@ -303,11 +303,15 @@ def test_a_header_as_large_as_the_memory_is_not_read(data: Path) -> None:
     "change", [{"mean": [0.1, 0.2, 0.3]}, {"classes": ["a", "b"]}, {"counts": {}}, {"augment": {"pad": 9}}]
 )
 def test_a_manifest_that_was_changed_is_refused(change: dict[str, object], data: Path) -> None:
+    """By its checksum, or where a stranger left that out by the digest of what a network sees."""
     path = data / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(
-        UserError, match=r"is damaged \(manifest.json is not what its digest says\); delete it and prepare it again"
-    ):
+    changed = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"is damaged \(its content is not what its checksum says\); delete it and "):
+        load(data)
+    del changed["checksum"]
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"is damaged \(manifest.json is not what its digest says\); delete it and "):
         load(data)
 
 
@@ -386,7 +390,8 @@ def test_a_model_folder_from_elsewhere_runs_no_code(name: str, tmp_path: Path, m
     if name.endswith(".py:net"):  # the user asks for it: it is run (and is no network)
         (tmp_path / "theirs").rename(tmp_path / "networks")
         path = tmp_path / "networks/model" / checkpoint.META
-        path.write_text(path.read_text().replace("theirs/", "networks/"))
+        meta = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"}
+        sealed.write(path, {**meta, "network": "networks/code.py:net"})
         with pytest.raises(UserError, match=r"must return an nn\.Module"):
             checkpoint.load(tmp_path / "networks/model")
         assert (tmp_path / "ran").exists()

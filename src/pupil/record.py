@@ -28,6 +28,8 @@ from pupil.sealed import checksum
 VERSION = 1
 PACKAGES = ("torch", "torchvision", "safetensors", "numpy", "pillow", "mlflow", "dvc", "hydra-core", "nvidia-dali-cuda120")
 NEEDED = {"uid": str, "status": str, "stage": str, "name": str, "params": dict, "started": int | float}
+STATES = ("RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED")  # MLflow's
+TIMES, LATEST = ("started", "ended"), 1e11  # seconds since 1970; the store counts milliseconds in 64 bits
 CODE = ("src/pupil/**/*.py", "stages/*.py", "networks/*.py")
 
 
@@ -113,6 +115,8 @@ def read(folder: Path) -> dict[str, Any]:
     if facts.pop("checksum", None) not in (None, checksum(facts)):
         raise damaged(path, "its content is not what its checksum says")
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
+    wrong += [key for key in TIMES if key in facts and not (isinstance(facts[key], int | float) and 0 <= facts[key] < LATEST)]
+    wrong += [] if facts.get("status") in STATES else ["status"]
     if wrong or not re.fullmatch(r"[\w-]{1,64}", facts["uid"]):
         raise damaged(path, f"it has no right {(wrong or ['uid'])[0]!r}")
     return facts
