@@ -391,7 +391,7 @@ def test_a_model_folder_from_elsewhere_runs_no_code(name: str, tmp_path: Path, m
         (tmp_path / "theirs").rename(tmp_path / "networks")
         path = tmp_path / "networks/model" / checkpoint.META
         meta = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"}
-        sealed.write(path, {**meta, "network": "networks/code.py:net"})
+        sealed.write_sealed(path, {**meta, "network": "networks/code.py:net"})
         with pytest.raises(UserError, match=r"must return an nn\.Module"):
             checkpoint.load(tmp_path / "networks/model")
         assert (tmp_path / "ran").exists()
