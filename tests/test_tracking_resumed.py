@@ -114,7 +114,7 @@ def test_a_slow_follower_of_a_killed_training_leaves_the_next_one_alone(home: Pa
 
 @pytest.mark.slow
 def test_a_killed_training_is_shown_as_killed(home: Path) -> None:
-    process = train(home, home / "out" / "a", seconds=60)
+    process = train(home, home / "out" / "a", seconds=600)
     try:
         wait_for(lambda: len(runs(home)[1]) == 1 and steps(home)[1])
         process.kill()
@@ -127,7 +127,7 @@ def test_a_killed_training_is_shown_as_killed(home: Path) -> None:
 
 
 def wait_for(fact: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -205,6 +205,23 @@ def test_a_sync_that_is_killed_is_repeated_without_doubles(home: Path) -> None:
     assert tracking.sync([home / "out"], home, "pupil") == (0, 0, 3)
     for one in records:
         assert_mirrored(home, one)
+
+
+@pytest.mark.slow
+def test_a_new_store_whose_maker_is_killed_is_made_again(home: Path) -> None:
+    (home / "mlflow.db").unlink()
+    done = finished(home / "out" / "a")
+    env = {**os.environ, "PYTHONPATH": str(SRC)}
+    for later in (0.0, 0.5):  # seconds after the first table
+        process = subprocess.Popen([sys.executable, "-c", SYNC, str(home), "0"], env=env, stdout=subprocess.PIPE)
+        wait_for((home / ".work" / "mlflow-new.db").exists)
+        time.sleep(later)
+        process.kill()
+        process.communicate()
+    assert not (home / "mlflow.db").exists()
+    assert tracking.sync([home / "out"], home, "pupil") == (1, 0, 0)
+    assert_mirrored(home, done)
+    assert not (home / ".work" / "mlflow-new.db").exists()
 
 
 @pytest.mark.slow
