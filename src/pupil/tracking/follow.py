@@ -60,9 +60,7 @@ class Follower:
             except Exception as e:
                 mirror = None  # what came through of the push, the next one finds out
                 self.answered, self.asked = False, None
-                if (
-                    last and not (self.folder / "record.json").exists()
-                ):  # nobody waits: the training was killed and its files removed
+                if last and not (self.folder / "record.json").exists():  # of a killed training, removed: nobody waits
                     return False
                 self.say(f"WARNING tracking is off: {first_line(e)}; training goes on, the store is asked again now and then")
                 if last:
@@ -95,7 +93,8 @@ class Follower:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which then ends the record
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the training, which then ends the record, and so its follower
+        signal.signal(number, signal.SIG_IGN)
     os.nice(10)  # the training goes first
     follower = Follower(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     threading.Thread(target=follower.listen, daemon=True).start()
