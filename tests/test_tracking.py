@@ -29,7 +29,7 @@ def test_a_streamed_run_equals_its_record(home: Path) -> None:
     stream = tracking.Stream(home / "record", home, "pupil")
     record = Record(home / "record", facts(), stream.changed)
     epochs(record, 1, 2)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (client_runs := runs(home))[1]:  # it is there while the training goes on
         assert time.monotonic() < deadline
         time.sleep(0.1)
