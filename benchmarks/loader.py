@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pupil.assemble import pick_device
 from pupil.data import Data, load, prepare
 from pupil.data.augment import Augment
 from pupil.data.dali import installed
 from pupil.data.memory import KINDS
 from pupil.data.workers import cores
+from pupil.feeds import pick_device
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROPS = {"pad": ("resident", "streamed", "workers", "dali"), "resized": ("workers", "dali")}

@@ -1,6 +1,7 @@
 """Time of a training step against the loop that published code has in common; prints a Markdown table, writes JSON.
 
 python -m benchmarks.step [--pairs large,small] [--methods kd,simkd] [--threads 2] [--profile] [--json step.json]
+python -m benchmarks.step --methods kd --views 4       # and with the cache of the teacher's answers (the setting views)
 
 Both sides train the same method on the same made images in one process, by turns of a few steps; a turn includes the loading
 of all its batches but the first, and the other side's workers have nothing left to do meanwhile.  A ratio is common loop /
@@ -9,28 +10,34 @@ this process, which other work on the machine hardly moves; the common loop's wo
 """
 
 import argparse
+import io
 import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.parts import PARTS, Parts
+from pupil.cache import Cache, Kept, Size
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import Teach, activate, step, teacher_features
+from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.models import build
 from pupil.net import probe
+from pupil.optim import Optim, make_optimizer
 from pupil.speed import choose, quick
-from pupil.types import Batch
+from pupil.types import Batch, UserError
 
 PAIRS = {"large": ("resnet32x4", "resnet8x4"), "small": ("resnet56", "resnet20")}
 TURN = {"large": 3, "small": 8}  # timed steps
@@ -49,6 +56,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=("float32", "bf16", "auto"))
     parser.add_argument("--layout", default="auto", choices=("contiguous", "channels_last", "auto"))
     parser.add_argument("--compile", default="auto", choices=("false", "true", "auto"))
+    parser.add_argument("--views", type=int, help="measures ours with so many views in the cache of the teacher's answers too")
     parser.add_argument("--profile", action="store_true", help="where the time of a step goes, on both sides")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -58,18 +66,27 @@ def main() -> None:
     print(f"{machine(device)}, {args.threads} threads; ours: {speed}\n")
     print("| pair | method | ms per step, common loop / ours | ratio | quartiles | ratio of processor time | quartiles |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    profiles = []
+    lines = []
     for pair in args.pairs.split(","):
         for name in args.methods.split(","):
-            sides = measure(pair, name, args, speed, device)
-            ms, wall, wall_range = compared([[t[0] for t in side] for side in sides["seconds"]])
-            ms_cpu, cpu, cpu_range = compared([[t[1] for t in side] for side in sides["seconds"]])
-            shown = [f"{ratio:.2f} | {low:.2f} to {high:.2f}" for ratio, (low, high) in ((wall, wall_range), (cpu, cpu_range))]
-            print(f"| {pair} | {name} | {ms[0]:.0f} / {ms[1]:.0f} | {' | '.join(shown)} |", flush=True)
-            row = {"pair": PAIRS[pair], "method": name, "ms": ms, "ratio": wall, "quartiles": wall_range}
-            rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
-            profiles += sides["profiles"]
-    print("", *profiles, sep="\n")
+            try:
+                found = measure(pair, name, args, speed, device)
+            except UserError as e:
+                parser.error(str(e))
+            common, *ours = found["seconds"]
+            for side, title in zip(ours, (name, f"{name}, {args.views} views kept"), strict=False):
+                ms, wall, wall_range = compared([[t[0] for t in turns] for turns in (common, side)])
+                ms_cpu, cpu, cpu_range = compared([[t[1] for t in turns] for turns in (common, side)])
+                ratios = (wall, wall_range), (cpu, cpu_range)
+                shown = [f"{ratio:.2f} | {low:.2f} to {high:.2f}" for ratio, (low, high) in ratios]
+                print(f"| {pair} | {title} | {ms[0]:.0f} / {ms[1]:.0f} | {' | '.join(shown)} |", flush=True)
+                row = {"pair": PAIRS[pair], "method": title, "ms": ms, "ratio": wall, "quartiles": wall_range}
+                rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
+            if args.views:
+                rows[-1] |= worth(found["filling"], ours[0], ours[1], args.views)
+                lines.append(f"{pair}, {name}: {told(rows[-1], args.views)}")
+            lines += found["profiles"]
+    print("", *lines, sep="\n")
     if args.json:
         facts = {"machine": machine(device), "speed": str(speed), "load": os.getloadavg(), "rows": rows}
         args.json.write_text(json.dumps(facts | {k: v for k, v in vars(args).items() if k != "json"}, indent=1) + "\n")
@@ -81,26 +98,60 @@ def compared(seconds: list[list[float]]) -> tuple[list[float], float, tuple[floa
     return [1e3 * statistics.median(side) for side in seconds], ratio, (low, high)
 
 
+def worth(filling: list[tuple[float, float]], ours: list[Any], kept: list[Any], views: int) -> dict[str, float]:
+    """What it takes to fill one view and what an epoch from the cache saves, per batch; medians of processor time."""
+    fill, plain, quick = (1e3 * statistics.median(t[1] for t in turns) for turns in (filling, ours, kept))
+    return {"fill_ms": fill, "saved_ms": plain - quick, "pays_after_epochs": views * fill / (plain - quick)}
+
+
+def told(row: dict[str, Any], views: int) -> str:
+    return (
+        f"filling a view takes {row['fill_ms']:.0f} ms of processor time per batch, an epoch from the cache saves"
+        f" {row['saved_ms']:.0f}: {views} views pay after {row['pays_after_epochs']:.1f} epochs, counted over all students"
+    )
+
+
 def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: torch.device) -> dict[str, Any]:
-    """Seconds per step of both sides, turn by turn, and the lines of their profiles."""
+    """Seconds per step of all sides, turn by turn, those of filling a view, and the lines of the profiles."""
     g = torch.Generator().manual_seed(0)
     n = args.batch * (TURN[pair] + 1)
     pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (n,), generator=g)
-    literal, ours = (made(name, PAIRS[pair], labels, device) for _ in range(2))
+    literal, ours, third = (made(name, PAIRS[pair], labels, device) for _ in range(3))
     common = CommonLoop(name, literal, Images(pixels, labels, MEAN, STD), args.batch, args.workers, device)
-    train = Resident(pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True))
+    about = pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True)
+    filling: list[tuple[float, float]] = []
     with ExitStack() as stack:
         stack.enter_context(quick(ours, ours.teacher, speed))
-        sides = (common, Ours(ours, train))
+        sides = [common, Ours(ours, Resident(*about))]
+        if args.views:
+            refuse_readers(name, third, args.views, 32)
+            few = Resident(*about, views=args.views)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(quick(third, third.teacher, speed))
+            kept = keep(third, few, folder, args.views, filling)
+            sides.append(Ours(third, few, kept))
         for side in sides:
             turn(side, Parts(False, device))
-        seconds = ([], [])
+        seconds = [[] for _ in sides]
         for _ in range(args.rounds):
             for side, found in zip(sides, seconds, strict=True):
                 found.append(turn(side, Parts(False, device)))
         profiles = [line for side in sides if args.profile for line in profile(side, f"{pair}, {name}", device)]
-    return {"seconds": seconds, "profiles": profiles}
+    return {"seconds": seconds, "profiles": profiles, "filling": filling}
+
+
+def keep(method: Method, train: Resident, folder: Path, views: int, filling: list[tuple[float, float]]) -> Kept:
+    """The cache, and the seconds per batch that each view took."""
+    like = method.setup.t
+    cache = Cache(folder, {}, Size(train.samples, like.logits.shape[1], like.embedding.shape[1]))
+    method.teacher.features(next(train.epoch(1)).images)  # compiled now, if at all
+    for view in range(1, views + 1):
+        begin, work = time.perf_counter(), time.process_time()
+        with redirect_stdout(io.StringIO()):
+            cache.fill(view, train, method.teacher.features)
+        filling.append(((time.perf_counter() - begin) / len(train), (time.process_time() - work) / len(train)))
+    return Kept(cache, views, like, train.device)
 
 
 def made(name: str, pair: tuple[str, str], labels: torch.Tensor, device: torch.device) -> Method:
@@ -117,8 +168,9 @@ def made(name: str, pair: tuple[str, str], labels: torch.Tensor, device: torch.d
 class Ours:
     """The loop of `pupil.fit`."""
 
-    def __init__(self, method: Method, train: Resident) -> None:
+    def __init__(self, method: Method, train: Resident, teach: Teach | None = None) -> None:
         self.method, self.train, self.epoch = method, train, 0
+        self.teach = teach or partial(teacher_features, method.teacher)
         self.phase = method.phases()[0]
         self.optimizer, _ = make_optimizer(self.phase, Optim())
 
@@ -128,10 +180,10 @@ class Ours:
 
     def step(self, batch: Batch, parts: Parts) -> None:
         if not parts.on:
-            step(self.method, teacher_features(self.method.teacher, batch), batch, self.phase, self.optimizer)
+            step(self.method, self.teach(batch), batch, self.phase, self.optimizer)
             return
         with parts("teacher"):
-            t = teacher_features(self.method.teacher, batch)
+            t = self.teach(batch)
         student, whole = self.method.student, "rest"
         forward = parts.timed(self.method.forward, "loss", whole)
         inner = parts.timed(student.features, "student forward", "loss")
@@ -148,7 +200,12 @@ class Ours:
             del student.__dict__["features"], self.method.__dict__["forward"]
 
 
-def turn(side: CommonLoop | Ours, parts: Parts) -> tuple[float, float]:
+class Side(Protocol):
+    def batches(self) -> Iterator[Any]: ...
+    def step(self, batch: Any, parts: Parts) -> None: ...
+
+
+def turn(side: Side, parts: Parts) -> tuple[float, float]:
     """Seconds per step, over all batches of the made images but the first: of the clock, and of this process's threads."""
     batches = side.batches()
     side.step(next(batches), Parts(False, parts.device))
@@ -167,7 +224,8 @@ def profile(side: CommonLoop | Ours, title: str, device: torch.device) -> list[s
     per_step = [turn(side, parts)[0] for _ in range(turns)]
     whole = sum(per_step) / turns
     steps = round(sum(parts.seconds.values()) / whole)
-    return [f"{title}, {'common loop' if isinstance(side, CommonLoop) else 'ours'}:", *parts.table(steps)]
+    who = "common loop" if isinstance(side, CommonLoop) else "ours from the cache" if isinstance(side.teach, Kept) else "ours"
+    return [f"{title}, {who}:", *parts.table(steps)]
 
 
 def machine(device: torch.device) -> str:

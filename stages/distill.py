@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import pupil.needed  # noqa: F401
 from pupil import assemble, session
 from pupil.config import launch
 from pupil.settings import Settings
@@ -12,7 +13,7 @@ from pupil.settings import Settings
 
 def main(settings: Settings) -> None:
     data = assemble.prepared(settings)
-    session.run(assemble.distillation(settings, data), data, settings)
+    session.run([[assemble.distillation(settings, data)]], data, settings)
 
 
 if __name__ == "__main__":

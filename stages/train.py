@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import pupil.needed  # noqa: F401
 from pupil import assemble, imported, session
 from pupil.config import launch
 from pupil.settings import Settings
@@ -15,7 +16,7 @@ def main(settings: Settings) -> None:
     if assemble.pattern(settings) is not None:
         imported.run(settings, data)
     else:
-        session.run(assemble.single(settings, data), data, settings)
+        session.run([[assemble.single(settings, data)]], data, settings)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks import loader
 from benchmarks import step as steps
+from benchmarks import table as tables
 from benchmarks.cases import NAMES, Size, case, disagreement
 from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.literal_maps import LITERAL
@@ -76,6 +77,45 @@ def test_common_loop_takes_the_step_that_ours_takes(name: str) -> None:
     assert all(parts.seconds[part] > 0 for part in PARTS[1:]) == parts.on
 
 
+@pytest.mark.parametrize("name", [name for name in tables.ROWS if name not in ("kd", "crd")])
+def test_each_row_of_the_table_takes_the_common_loop_s_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRD draws its negatives at random; its formula is compared above, with rows given."""
+    monkeypatch.setattr(tables, "PAIRS", {"tiny": ("resnet14", "resnet8")})
+    n = 64 if name == "semckd" else 8
+    pixels, labels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % CLASSES
+    teacher = tables.network("resnet14", CPU).requires_grad_(False).eval()
+    torch.manual_seed(1)
+    literal = tables.made(name, "tiny", labels, teacher)
+    torch.manual_seed(1)
+    ours = tables.made(name, "tiny", labels, teacher)
+    common = CommonLoop(tables.ROWS[name][0], literal, Images(pixels, labels, MEAN, STD), n, 0, CPU)
+    batch = next(common.batches())
+    common.step(batch, Parts(False, CPU))
+    side = tables.Table([ours], teacher, Resident(pixels, labels, MEAN, STD, n, CPU, 0, Augment(4, True)))
+    side.begin()
+    side.step(Batch(*batch), Parts(False, CPU))
+    for key, value in literal.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_table_benchmark_prints_a_table_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "PAIRS", {"tiny": ("resnet8", "resnet8")})
+    monkeypatch.setattr(tables, "STEPS", {"tiny": 1})
+    words = "--pair tiny --rows alone,kd,at --batch 4 --threads 1 --workers 1 --rounds 2"
+    monkeypatch.setattr(sys, "argv", ["table", *words.split(), "--json", str(tmp_path / "table.json")])
+    threads = torch.get_num_threads()
+    tables.main()
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert all(f"| {name} |" in said for name in ("alone", "kd", "at", "all"))
+    assert "3 trainings" in said
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert set(found["seconds"]) == {"alone", "kd", "at"}
+    assert found["clock"]["quartiles"][0] <= found["clock"]["ratio"] <= found["clock"]["quartiles"][1]
+
+
 def test_time_of_parts_adds_up_and_names_what_binds() -> None:
     parts = Parts(True, CPU)
     with parts("rest"), parts("loss", "rest"):
@@ -87,20 +127,41 @@ def test_time_of_parts_adds_up_and_names_what_binds() -> None:
     assert "bound by loading" in parts.table(1)[-1]
 
 
+def stepped(words: str, monkeypatch: pytest.MonkeyPatch, json_file: Path) -> list[dict[str, Any]]:
+    """The rows of benchmarks.step for a tiny pair."""
+    monkeypatch.setattr(steps, "PAIRS", {"tiny": ("resnet8", "resnet8")})
+    monkeypatch.setattr(steps, "TURN", {"tiny": 2})
+    words = f"--pairs tiny --batch 4 --threads 1 --workers 1 --rounds 3 --compile false {words}"
+    monkeypatch.setattr(sys, "argv", ["step", *words.split(), "--json", str(json_file)])
+    threads = torch.get_num_threads()
+    try:
+        steps.main()
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads(json_file.read_text())["rows"]
+
+
 def test_step_benchmark_prints_a_table_and_writes_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(steps, "PAIRS", {"tiny": ("resnet8", "resnet8")})
-    monkeypatch.setattr(steps, "TURN", {"tiny": 2})
-    words = "--pairs tiny --methods kd --batch 4 --threads 1 --workers 1 --rounds 3 --compile false --profile"
-    monkeypatch.setattr(sys, "argv", ["step", *words.split(), "--json", str(tmp_path / "step.json")])
-    threads = torch.get_num_threads()
-    steps.main()
-    torch.set_num_threads(threads)
+    (row,) = stepped("--methods kd --profile", monkeypatch, tmp_path / "step.json")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("| tiny | kd |")]
     assert sum("bound by" in line for line in lines) == 2
-    found = json.loads((tmp_path / "step.json").read_text())
-    (row,) = found["rows"]
     assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
     assert row["processor_quartiles"][0] <= row["processor_ratio"] <= row["processor_quartiles"][1]
+
+
+def test_step_benchmark_measures_what_the_cache_costs_and_saves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, kept = stepped("--methods kd --views 2", monkeypatch, tmp_path / "step.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| tiny | kd, 2 views kept |")]
+    assert any(line.startswith("tiny, kd: filling a view takes ") for line in lines)
+    assert "fill_ms" not in plain
+    assert kept["fill_ms"] > 0
+    assert kept["pays_after_epochs"] == pytest.approx(2 * kept["fill_ms"] / kept["saved_ms"])
+    with pytest.raises(SystemExit):
+        stepped("--methods simkd --views 2", monkeypatch, tmp_path / "none.json")
+    assert "simkd reads more of the teacher than its logits and embeddings" in capsys.readouterr().err

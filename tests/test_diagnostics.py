@@ -8,8 +8,9 @@ import torch
 
 from pupil import figures
 from pupil import fit as loop
-from pupil.fit import Optim, fit, gradient_norms
+from pupil.fit import gradient_norms
 from pupil.methods.base import Method
+from pupil.optim import Optim
 from tests import tiny
 
 
@@ -20,7 +21,7 @@ def journal(method: Method, epochs: int) -> list[dict[str, float]]:
         lines.append(dict(values))
 
     optim = Optim(epochs=epochs, lr=0.01, milestones=())
-    fit(method, method.teacher, tiny.loader(), tiny.loader(None), optim, log, tiny.silently)
+    tiny.fit(method, method.teacher, tiny.loader(), tiny.loader(None), optim, log, tiny.silently)
     return lines
 
 

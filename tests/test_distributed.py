@@ -21,10 +21,10 @@ from torch.multiprocessing.spawn import spawn
 from pupil import record
 from pupil.config import ROOT
 from pupil.divided import divided
-from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
 from pupil.methods.base import Answers
 from pupil.net import Net, Stage
+from pupil.optim import Optim
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def train(name: str, hp: Mapping[str, Any], optim: Mapping[str, Any], images: in
     options = Optim(epochs=2, lr=0.01, milestones=(), **optim)
     torch.manual_seed(3)
     with divided(method, teacher):
-        fit(
+        tiny.fit(
             method,
             teacher,
             tiny.loader(0, images),

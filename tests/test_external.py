@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pupil import checkpoint, checks, models
 from pupil import settings as settings_of
 from pupil.assemble import build_method
-from pupil.fit import Optim, activate, make_optimizer, refuse_batch_of_one, step, teacher_features
+from pupil.fit import activate, refuse_batch_of_one, step, teacher_features
 from pupil.inspection import check
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
@@ -22,6 +22,7 @@ from pupil.models import external
 from pupil.models.external import unwatched
 from pupil.models.taps import External, native_state
 from pupil.net import FrozenLinear, Net, probe
+from pupil.optim import Optim, make_optimizer
 from pupil.types import Batch, UserError
 
 pytestmark = [

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pupil.fit import Optim, Trained, fit, make_optimizer, predict, score, step
+from pupil.fit import Trained, step
 from pupil.methods.alone import Alone, cross_entropy
 from pupil.methods.base import Answers, Group, Loss, Phase
 from pupil.models import build
 from pupil.net import Net, Stage
+from pupil.optim import Optim, make_optimizer
+from pupil.scoring import predict, score
 from pupil.types import Batch, Features, Term, Terms, UserError
 from tests import tiny
 
@@ -29,7 +31,7 @@ class Journal:
         self.values.append(dict(values))
         self.epochs.append(epoch)
 
-    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
         self.shown.append((phase, epoch, epochs))
         yield from batches
 
@@ -43,7 +45,7 @@ def linear_net() -> Net:
 def run(net: Net, optim: Optim, journal: Journal | None = None, **kwargs: Any) -> Trained:
     journal = journal or Journal()
     options = {"watch": journal.watch, "log": journal.log} | kwargs
-    return fit(Alone(net), None, tiny.loader(), tiny.loader(None), optim, **options)
+    return tiny.fit(Alone(net), None, tiny.loader(), tiny.loader(None), optim, **options)
 
 
 # --- schedule and optimiser --------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_phase_trains_what_it_lists_and_nothing_else() -> None:
 def test_batches_of_each_epoch_differ_over_all_phases() -> None:
     numbers: list[int] = []
 
-    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
         for batch in batches:
             numbers.append(batch.epoch)
             yield batch
@@ -190,7 +192,7 @@ class Scripted:
     def __init__(self, net: Net, answers: list[int]) -> None:
         self.net, self.answers = net, answers
 
-    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+    def watch(self, batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
         with torch.no_grad():
             self.net.head.weight.zero_()
             self.net.head.bias.copy_(torch.eye(tiny.CLASSES)[self.answers[epoch - 1]])
@@ -208,7 +210,7 @@ def test_best_is_the_later_of_equals() -> None:
     net, val = linear_net(), labelled([0, 0, 0, 1, 1, 2])
     watch = Scripted(net, answers=[1, 0, 2, 0, 1]).watch
     optim, journal = Optim(epochs=5, lr=0.0), Journal()
-    trained = fit(Alone(net), None, tiny.loader(), val, optim, journal.log, watch)
+    trained = tiny.fit(Alone(net), None, tiny.loader(), val, optim, journal.log, watch)
     assert [v["val/top1"] for v in journal.values] == pytest.approx([100 / 3, 50, 100 / 6, 50, 100 / 3])
     assert trained.best_epoch == 4
     assert (trained.best_by_val["stem.weight"] == 4).all()
@@ -219,7 +221,7 @@ def test_best_is_the_later_of_equals() -> None:
 def test_papers_protocol_keeps_the_best_on_test_and_changes_nothing_else() -> None:
     net, val, test = linear_net(), labelled([0, 1]), labelled([0, 0, 0, 1])
     optim, journal = Optim(epochs=3, lr=0.0), Journal()
-    trained = fit(Alone(net), None, tiny.loader(), val, optim, journal.log, Scripted(net, [0, 1, 2]).watch, test)
+    trained = tiny.fit(Alone(net), None, tiny.loader(), val, optim, journal.log, Scripted(net, [0, 1, 2]).watch, test)
     assert trained.best_on_test == pytest.approx(75.0)
     assert [v["papers_protocol/test_top1"] for v in journal.values] == pytest.approx([75.0, 25.0, 0.0])
     assert trained.best_epoch == 2, "selected on the validation split"

@@ -11,11 +11,12 @@ from PIL import Image
 from pupil.data import Data, load, prepare
 from pupil.data.memory import KINDS
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim, fit, score
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.models import build
 from pupil.net import probe
+from pupil.optim import Optim
+from pupil.scoring import score
 from tests import tiny
 
 pytestmark = [
@@ -48,7 +49,7 @@ def train_on(device: torch.device, name: str) -> tuple[dict[str, list[float]], f
             history.setdefault(key, []).append(value)
 
     optim = Optim(epochs=3, batch_size=64, lr=0.02, schedule="cosine")
-    fit(method, teacher, train, val, optim, log, lambda batches, *_: iter(batches))
+    tiny.fit(method, teacher, train, val, optim, log, lambda batches, *_: iter(batches))
     return history, score(method.student, val)["top1"]
 
 

@@ -21,10 +21,10 @@ from pupil.data.encoded import Encoded, opened
 from pupil.data.memory import KINDS
 from pupil.data.prepare import Prepared, recipe
 from pupil.data.resized import ASPECT, cut, cuts
-from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import Net
+from pupil.optim import Optim
 from pupil.types import Batch, UserError
 from tests import tiny
 
@@ -92,12 +92,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def loader(
-    kind: str, data: Prepared, seed: int | None = 0, batch_size: int = 16, two: bool = False, shard: Shard = Shard()
+    kind: str,
+    data: Prepared,
+    seed: int | None = 0,
+    batch_size: int = 16,
+    two: bool = False,
+    shard: Shard = Shard(),
+    **more: Any,
 ) -> Batches:
     m = data.manifest
     augment = Augment(2, True) if m["augment"]["crop"] == "pad" else Augment(**m["augment"])
     about = (data.pixels["train"], data.splits["train"][1], m["mean"], m["std"], batch_size, CPU, seed, augment, two, shard)
-    return KINDS[kind](*about)
+    return KINDS[kind](*about, **more)
 
 
 def levels(batches: Batches, images: Tensor) -> Tensor:
@@ -133,6 +139,30 @@ def test_workers_make_the_second_view_of_the_others(digits: Prepared) -> None:
         assert a.strong is not None
         assert b.strong is not None
         assert torch.equal(a.strong, b.strong)
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_few_views_are_the_first_epochs_images_by_turns_in_every_epochs_own_order(digits: Prepared, kind: str) -> None:
+    same_views(kind, digits)
+    for number in (1, 2, 3):
+        same_batches(
+            list(loader(kind, digits, 1, views=2).epoch(number)), list(loader("resident", digits, 1, views=2).epoch(number))
+        )
+
+
+def same_views(kind: str, data: Prepared) -> None:
+    """Every loader with two views, against itself without."""
+    few, free = loader(kind, data, 1, views=2), loader(kind, data, 1)
+    first_seed = [by_id(loader(kind, data), number) for number in (2, 1, 2, 1, 2)]  # of epochs 0 to 4
+    for number, expected in enumerate(first_seed):
+        found = by_id(few, number)
+        assert list(found) == list(by_id(free, number)), "the order is the seed's and the epoch's"
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[i], image) for i, image in expected.items())
+    batches = list(few.epoch(3))
+    assert {b.epoch for b in batches} == {3}
+    rest = list(few.epoch(3, 1))
+    assert torch.equal(rest[0].images, batches[1].images)
 
 
 # --- encoded images ---------------------------------------------------------------------------------------------------------
@@ -239,6 +269,11 @@ def test_other_batches_shards_and_resumed_epochs_show_the_same_images(prepared: 
         )
 
 
+@pytest.mark.parametrize("kind", FROM_FILES)
+def test_few_views_of_files_too(prepared: Prepared, kind: str) -> None:
+    same_views(kind, prepared)
+
+
 @needs_dali
 @pytest.mark.parametrize("seed", [0, None])
 def test_dali_decodes_and_resizes_as_pillow_up_to_rounding(prepared: Prepared, seed: int | None) -> None:
@@ -319,7 +354,7 @@ def test_a_network_is_as_good_on_what_dali_shows_as_on_what_pillow_shows(tmp_pat
     torch.manual_seed(0)
     optim = Optim(epochs=6, batch_size=30, lr=0.05, schedule="cosine")
     method = Alone(build("resnet8", 3))
-    fit(method, None, loader("workers", data, 0, 30), test, optim, tiny.quiet, tiny.silently)
+    tiny.fit(method, None, loader("workers", data, 0, 30), test, optim, tiny.quiet, tiny.silently)
     found = {}
     for kind in ("workers", "dali"):
         shown = loader(kind, data, 1, 300)

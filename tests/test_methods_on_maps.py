@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.methods.ft import FT
@@ -17,6 +17,7 @@ from pupil.methods.reviewkd import ReviewKD
 from pupil.methods.semckd import SemCKD
 from pupil.models import NETWORKS, build
 from pupil.net import probe
+from pupil.optim import Optim, make_optimizer
 from pupil.types import UserError
 from tests import tiny
 from tests.reference.golden import listings

@@ -16,8 +16,9 @@ import pupil.__main__  # noqa: F401  its names must exist before they are redire
 from pupil import assemble, checkpoint, config
 from pupil import settings as settings_of
 from pupil.data import prepare
-from pupil.fit import fit
+from pupil.feeds import loaders as load_batches
 from pupil.models import build
+from pupil.sealed import read_sealed
 from tests import tiny
 from tests.inprocess import at_home, run
 
@@ -68,8 +69,8 @@ def train_teacher(root: Path, settings: config.Settings, network: str) -> None:
     mine = config.dataclasses.replace(settings, train=roles, prepared=str(root / "out/data"))
     data = assemble.prepared(mine)
     job = assemble.single(mine, data)
-    feeds = assemble.loaders(data, 20, 0, torch.device("cpu"))
-    trained = fit(job.method, None, feeds.train, feeds.val, job.optim, tiny.quiet, tiny.silently)
+    feeds = load_batches(data, 20, 0, torch.device("cpu"))
+    trained = tiny.fit(job.method, None, feeds.train, feeds.val, job.optim, tiny.quiet, tiny.silently)
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(root / "out/models/teacher" / network, trained.last, meta)
 
@@ -123,7 +124,8 @@ def flip(path: str | Path) -> Spoil:
 
 
 def edit(path: str | Path, **change: object) -> Spoil:
-    return lambda root: (root / path).write_text(json.dumps({**json.loads((root / path).read_text()), **change}))
+    """By somebody else, who leaves no checksum."""
+    return lambda root: (root / path).write_text(json.dumps({**read_sealed(root / path), **change}))
 
 
 def lose(path: str | Path) -> Spoil:
@@ -260,6 +262,11 @@ MISTAKES = [
     Mistake("check data.fold=1", "data.folds and data.fold go together"),
     Mistake("check data.folds=5 data.fold=5 data.val_images=null", "data.fold is 5 of 5: folds are 0 to 4"),
     Mistake("prepare data.name=cub200", "data.path is not given", "CUB_200_2011.tgz"),
+    Mistake("train views=0", "views: expected 1 or more, or null, got 0"),
+    Mistake("train train.role=teacher views=4", "views has no effect on this stage"),
+    Mistake("distill distill.method=at views=4", "at reads more of the teacher than its logits and embeddings", "views=null"),
+    Mistake("distill distill.method=mlkd views=4", "mlkd shows the teacher a second view", "views=null"),
+    Mistake("check methods=[kd,simkd] views=2", "simkd reads more of the teacher than its logits", "views=null"),
     Mistake("train device=tpu", "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
     Mistake("train device=cuda:x", "device: ", "cuda:x"),
     Mistake("distill device=cuda:99", "device: ", "cuda:99"),

@@ -70,6 +70,17 @@ def test_a_short_training_gets_one_line_at_its_end(clock: Clock) -> None:
     assert "epoch 3/3" in line
 
 
+def test_students_side_by_side_share_a_line_with_the_range_of_their_accuracies(clock: Clock) -> None:
+    out = io.StringIO()
+    p = Progress("a table", 2, out, students=3)
+    for epoch in (1, 2):
+        for _ in p.watch(iter([tiny.first_batch(2)] * 2), "distil", epoch, 2):
+            clock.now += 1
+        for top1 in (70.0, 90.0 + epoch, 80.0):
+            p.log(VALUES | {"val/top1": top1}, epoch)
+    assert out.getvalue().splitlines() == ["a table  epoch 2/2  val 70.00 to 92.00 %  1234 images/s  0 s left"]
+
+
 def test_a_second_phase_starts_the_time_anew(clock: Clock) -> None:
     out = io.StringIO()
     p = Progress("a job", 2, out)

@@ -319,7 +319,7 @@ def test_an_imported_network_teaches_when_the_user_says_whose_classes_it_knows(
     job = assemble.distillation(settings, data)
     assert job.teacher is not None
     assert tiny.same(tiny.state(job.teacher), tiny.state(net))
-    session.run(job, data, settings)
+    session.run([[job]], data, settings)
     student = checkpoint.read_meta(tmp_path / "run/model")
     assert student["teacher"]["network"] == "resnet14"
     assert student["teacher"]["sha256"] == checkpoint.read_meta(tmp_path / "named")["sha256"]

@@ -16,11 +16,12 @@ from pupil import assemble, checkpoint, config, record, session, tracking
 from pupil import settings as settings_of
 from pupil.data import Data, prepare
 from pupil.data.classes import refilled_classes
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS, refilled
 from pupil.methods.refilled import REFILLED, distances, ncm, semi_hard
 from pupil.methods.simkd import SimKD
 from pupil.models import build
+from pupil.optim import Optim, make_optimizer
 from pupil.standalone import export
 from pupil.types import Batch, UserError
 from tests import tiny
@@ -260,7 +261,7 @@ def test_a_stage_distils_across_tasks_with_few_images_of_each_class(
     ours = assemble.prepared(mine)
     assert ours.splits["train"][1].bincount().tolist() == 5 * [6]
     assert own.splits["train"][1].bincount().tolist() == 5 * [6]
-    session.run(assemble.distillation(mine, ours), ours, mine)
+    session.run([[assemble.distillation(mine, ours)]], ours, mine)
     net, taught = checkpoint.load(tmp_path / "model")
     assert taught["classes"] == ["0", "1", "7", "8", "9"]
     assert checkpoint.load(tmp_path / "teacher")[1]["classes"] == ["0", "1", "2", "3", "4"]

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pupil import figures
-from pupil.fit import Optim, activate, fit, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods.base import Chart, Sheet
 from pupil.methods.functions import kl
 from pupil.methods.routing import Crossing, Policy, frozen, walk
 from pupil.methods.sakd import SAKD
 from pupil.models import build
 from pupil.net import Net, Stage, probe
+from pupil.optim import Optim, make_optimizer
 from pupil.types import Batch, Features, UserError
 from tests import tiny
 from tests.reference.blocks import setup_of
@@ -389,7 +390,9 @@ def test_the_routed_network_is_evaluated(mode: str) -> None:
     method = tiny.make("sakd", {"mode": mode})
     logged: list[dict[str, float]] = []
     optim = Optim(epochs=2, lr=0.01, milestones=())
-    fit(method, method.teacher, tiny.loader(0), tiny.loader(None), optim, lambda v, e: logged.append(dict(v)), tiny.silently)
+    tiny.fit(
+        method, method.teacher, tiny.loader(0), tiny.loader(None), optim, lambda v, e: logged.append(dict(v)), tiny.silently
+    )
     assert len(logged) == 2
     for values in logged:
         assert 0 <= values["val/routed/top1"] <= 100

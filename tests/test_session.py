@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pupil import assemble, checkpoint, config, record, session, tracking
+from pupil import assemble, checkpoint, config, feeds, record, session, tracking
 from pupil import settings as settings_of
 from pupil.data import Prepared, prepare
 from pupil.data.resident import Resident
@@ -66,7 +66,7 @@ def run(ground: tuple[Settings, Prepared], folder: Path, method: str | None, see
     torch.manual_seed(disturb)
     torch.rand(disturb)
     job = assemble.single(here, data) if method is None else assemble.distillation(here, data)
-    session.run(job, data, here)
+    session.run([[job]], data, here)
     found: dict[str, Any] = {name: (folder / "model" / name).read_bytes() for name in FILES}
     lines = record.read_metrics(folder / "record")
     found["lines"] = [{k: v for k, v in line["values"].items() if not k.startswith(OF_THE_MOMENT)} for line in lines]
@@ -111,13 +111,28 @@ def test_a_method_starts_from_the_student_that_is_trained_alone(
         assert all(torch.equal(ours[key], theirs[key]) for key in kept)
 
 
+def test_the_student_alone_sees_the_views_that_the_taught_one_sees(ground: tuple[Settings, Prepared], tmp_path: Path) -> None:
+    settings, data = ground
+    few = dataclasses.replace(settings, views=2)
+    alone = assemble.single(at(few, tmp_path, None, 0), data)
+    taught = assemble.distillation(at(few, tmp_path, "kd", 0), data)
+    assert (alone.views, taught.views) == (2, 2)
+    assert assemble.single(dataclasses.replace(few, train=settings_of.Train(role="teacher")), data).views is None
+    shown = feeds.loaders(data, 16, 0, torch.device("cpu"), views=2).train
+    first, second, third = (
+        {i: x for b in shown.epoch(n) for i, x in zip(b.ids.tolist(), b.images, strict=True)} for n in (1, 2, 3)
+    )
+    assert all(torch.equal(first[i], third[i]) for i in first)
+    assert not all(torch.equal(first[i], second[i]) for i in first)
+
+
 def test_a_seed_gives_the_same_batches_whatever_is_trained(ground: tuple[Settings, Prepared]) -> None:
     _, data = ground
     torch.manual_seed(1)
-    a = assemble.loaders(data, 16, 0, torch.device("cpu")).train
+    a = feeds.loaders(data, 16, 0, torch.device("cpu")).train
     torch.manual_seed(2)
-    b = assemble.loaders(data, 16, 0, torch.device("cpu")).train
-    other = assemble.loaders(data, 16, 1, torch.device("cpu")).train
+    b = feeds.loaders(data, 16, 0, torch.device("cpu")).train
+    other = feeds.loaders(data, 16, 1, torch.device("cpu")).train
     for x, y, z in zip(a.epoch(3), b.epoch(3), other.epoch(3), strict=True):
         assert torch.equal(x.ids, y.ids)
         assert torch.equal(x.images, y.images)
@@ -152,7 +167,7 @@ def counted_run(
         at(settings, folder, None, 0), protocol=settings_of.Protocol(deploy="best_by_val", papers_best_on_test=papers)
     )
     counts: list[int] = []
-    build, fit = assemble.loaders, session.fit
+    build, fit = feeds.loaders, session.fit
     m = data.manifest
     test = Counted(*data.splits["test"], m["mean"], m["std"], 256, torch.device("cpu"))
 
@@ -165,7 +180,7 @@ def counted_run(
     with monkeypatch.context() as patch:
         patch.setattr(session, "loaders", lambda *args: build(*args)._replace(test=test))
         patch.setattr(session, "fit", spied_fit)
-        session.run(assemble.single(here, data), data, here)
+        session.run([[assemble.single(here, data)]], data, here)
     names = {name for line in record.read_metrics(folder / "record") for name in line["values"]}
     return [*counts, test.reads], {"final": record.read(folder / "record")["final"], "names": names}
 

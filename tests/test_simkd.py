@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from pupil import assemble, checkpoint, imported, measures, session
 from pupil import settings as settings_of
 from pupil.data import Prepared
-from pupil.fit import activate, make_optimizer, step, teacher_features
+from pupil.feeds import loaders as load_batches
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.methods.simkd import SimKD, projector
 from pupil.models import build
 from pupil.net import FrozenLinear, probe
+from pupil.optim import make_optimizer
 from pupil.rows import cost
 from pupil.settings import Settings
 from pupil.speed import choose
@@ -133,9 +135,9 @@ def trained(settings: Settings, data: Prepared, **train: Any) -> Path:
     """The folder of what a stage trains, without its record."""
     here = dataclasses.replace(settings, train=settings_of.Train(**train)) if train else settings
     job = assemble.single(here, data) if train else assemble.distillation(here, data)
-    feeds = assemble.loaders(data, job.optim.batch_size, job.seed, torch.device("cpu"))
+    feeds = load_batches(data, job.optim.batch_size, job.seed, torch.device("cpu"))
     speed = choose(here.precision, here.layout, here.compile, torch.device("cpu"))
-    weights = session.train(job, feeds, here, speed, tiny.quiet, tiny.silently).last
+    weights = session.train([job], feeds, here, speed, [tiny.quiet], tiny.silently)[0].last
     meta = {**job.meta, **{key: data.manifest[key] for key in ("classes", "image_size", "mean", "std")}}
     checkpoint.save(Path(str(here.out)), weights, meta)
     return Path(str(here.out))

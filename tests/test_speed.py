@@ -19,12 +19,13 @@ from pupil import models, speed
 from pupil.checks import check
 from pupil.config import load_settings
 from pupil.divided import divided
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.fold import fold
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.net import Net, evaluating, probe
+from pupil.optim import Optim, make_optimizer
 from pupil.speed import Speed, choose, quick
 from pupil.types import Features, UserError
 from tests import tiny

@@ -22,7 +22,7 @@ from pupil.data.draw import Drawn, draw
 from pupil.methods import METHODS
 from pupil.models import build
 from pupil.net import probe
-from pupil.session import PREDICTIONS
+from pupil.places import PREDICTIONS
 from pupil.types import UserError
 from tests import tiny
 from tests.test_sources import GREY, as_folder, as_zip

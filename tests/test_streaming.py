@@ -16,9 +16,9 @@ from pupil.data import Data, load, memory, prepare
 from pupil.data.dali import Dali
 from pupil.data.resident import Augment, Resident, Streamed
 from pupil.data.workers import Workers
-from pupil.fit import Optim, fit
 from pupil.methods.alone import Alone
 from pupil.models import build
+from pupil.optim import Optim
 from pupil.types import UserError
 from tests import tiny
 
@@ -115,7 +115,7 @@ def test_training_from_disk_leaves_the_same_weights(digits: Path) -> None:
         torch.manual_seed(0)
         method = Alone(build("resnet8", 10))
         feeds = loader(kind, digits, "train", 0), loader(kind, digits, "val", None)
-        found.append(fit(method, None, *feeds, Optim(epochs=2, lr=0.01, milestones=()), tiny.quiet, tiny.silently).last)
+        found.append(tiny.fit(method, None, *feeds, Optim(epochs=2, lr=0.01, milestones=()), tiny.quiet, tiny.silently).last)
     assert tiny.same(*found)
 
 

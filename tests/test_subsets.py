@@ -13,17 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pupil import assemble, checkpoint, config, report, rows, session, tracking
+from pupil import assemble, checkpoint, config, feeds, report, rows, session, tracking
 from pupil import settings as settings_of
 from pupil.data import prepare
 from pupil.data.resident import Resident
-from pupil.fit import Optim, fit, predict, teacher_features
+from pupil.fit import teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Setup
 from pupil.methods.heads import TwoHeads
 from pupil.methods.thkd import THKD
 from pupil.models import build
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim
+from pupil.scoring import predict
 from pupil.settings import Settings
 from pupil.types import UserError
 from tests import tiny
@@ -76,7 +78,7 @@ def test_every_method_learns_from_a_cut_teacher(name: str, overrides: dict[str, 
     method = METHODS[name](setup, METHODS[name].Config(**(tiny.QUICK.get(name, {}) | overrides)))
     optim, data = Optim(epochs=1, lr=0.01, milestones=()), images_of(kept)
     initial = tiny.state(method.student)
-    trained = fit(method, setup.teacher, data, data, optim, tiny.quiet, tiny.silently)
+    trained = tiny.fit(method, setup.teacher, data, data, optim, tiny.quiet, tiny.silently)
     assert all(value.isfinite().all() for value in trained.last.values())
     assert not tiny.same(initial, trained.last)
     assert tiny.same(before, tiny.state(setup.teacher))
@@ -188,11 +190,11 @@ def stage(settings: Settings, place: str, method: str | None = None, role: str =
     if method is None:
         here = replace(here, train=settings_of.Train(role=role, seed=0))
         data = assemble.prepared(here)
-        session.run(assemble.single(here, data), data, here)
+        session.run([[assemble.single(here, data)]], data, here)
         return
     here = replace(here, distill=settings_of.Distill(method=method, seed=0))
     data = assemble.prepared(here)
-    session.run(assemble.distillation(here, data), data, here)
+    session.run([[assemble.distillation(here, data)]], data, here)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,7 @@ def test_the_distill_stage_cuts_the_teacher_to_the_students_classes(ground: tupl
     whole, meta = checkpoint.load(root / "teacher")
     assert meta["classes"] == ["7", "3", "9", "0", "1", "5"]
     assert job.teacher is not None
-    batch = next(iter(assemble.loaders(data, 16, 0, torch.device("cpu"), two_views=True).train.epoch(1)))
+    batch = next(iter(feeds.loaders(data, 16, 0, torch.device("cpu"), two_views=True).train.epoch(1)))
     t = teacher_features(job.teacher, batch)
     assert t is not None
     torch.testing.assert_close(t.logits, whole(batch.images)[:, [4, 0, 1]])
@@ -283,7 +285,7 @@ def test_the_comparison_shows_the_cut_teacher_the_baseline_and_the_students_clas
     assert list(networks) == ["resnet14", "resnet14 cut to 3 classes", *students]
 
     data = assemble.prepared(settings)
-    test = assemble.loaders(data, 16, 0, torch.device("cpu")).test
+    test = feeds.loaders(data, 16, 0, torch.device("cpu")).test
     whole, meta = checkpoint.load(Path("out/models/teacher/resnet14"))
     assert meta["classes"] == [str(k) for k in range(10)]
     logits, labels = predict(whole, test)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pupil.data.strong import OPERATIONS, cut_out, draw, strengthen
-from pupil.fit import Optim, fit
 from pupil.methods import METHODS
 from pupil.methods.base import Method
 from pupil.methods.ctkd import CTKD, reversal
 from pupil.methods.ls import LS
 from pupil.methods.mlkd import FURTHER, gram_gap
+from pupil.optim import Optim
 from pupil.types import Batch, Features, UserError
 from tests import tiny
 from tests.test_logit_formulas import LS as LS_
@@ -129,7 +129,7 @@ def test_the_temperature_is_trained_and_seen() -> None:
     method = tiny.make("ctkd")
     before = method.observed()["temperature"].item()
     seen: list[dict[str, float]] = []
-    fit(
+    tiny.fit(
         method,
         method.teacher,
         tiny.loader(),

@@ -1,17 +1,21 @@
 """Data, networks and runs small enough for a test."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+from pupil import fit as loop
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim, Trained, fit
+from pupil.fit import Log, Trained, Watch, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.models import build
 from pupil.net import Net, probe
-from pupil.types import Batch
+from pupil.optim import Optim
+from pupil.training import Training
+from pupil.types import Batch, Loader
 
 CLASSES, SIZE, SAMPLES = 4, 16, 20
 QUICK: dict[str, dict[str, Any]] = {  # what makes a method small
@@ -57,7 +61,7 @@ def label(variant: object) -> str:
     """A readable test id."""
     if isinstance(variant, dict):
         return "-".join(f"{k}={v}" for k, v in variant.items()) or "default"
-    return str(variant)
+    return variant.optimizer if isinstance(variant, Optim) else str(variant)
 
 
 def loader(seed: int | None = 0, samples: int = SAMPLES, batch_size: int = 8, size: int = SIZE) -> Resident:
@@ -91,11 +95,26 @@ def train(method: Any, teacher: Net | None, epochs: int = 2, seed: int = 0, **kw
     return fit(method, teacher, loader(seed), loader(None), **options)
 
 
+def fit(
+    method: Any,
+    teacher: Net | None,
+    train: Loader,
+    val: Loader,
+    optim: Optim,
+    log: Log,
+    watch: Watch,
+    papers_test: Loader | None = None,
+) -> Trained:
+    """One student by itself."""
+    training = Training(method, optim, val, log, papers_test)
+    return loop.fit([training], partial(teacher_features, teacher), train, watch)[0]
+
+
 def quiet(values: Mapping[str, float], epoch: int) -> None:
     pass
 
 
-def silently(batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+def silently(batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
     yield from batches
 
 

@@ -11,19 +11,18 @@ from torch import Tensor
 from pupil import checkpoint, models
 from pupil.config import HOME
 from pupil.data import Prepared, load
-from pupil.data.augment import Augment
-from pupil.data.batches import Batches
-from pupil.data.memory import choose
 from pupil.data.prepare import TEACHER
-from pupil.fit import Optim, refuse_batch_of_one
+from pupil.fit import refuse_batch_of_one
+from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method, Setup
 from pupil.net import FrozenLinear, Net, cut, probe
+from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
-SPEED = ("precision", "layout", "compile")
+RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile")  # how a training is run
 
 
 class Job(NamedTuple):
@@ -39,13 +38,7 @@ class Job(NamedTuple):
     params: dict[str, Any]  # of the record
     teacher_folder: Path | None
     imported: Mapping[str, str] | None = None  # layout and SHA-256 of the file, of a network that is not trained
-
-
-class Loaders(NamedTuple):
-    train: Batches
-    val: Batches
-    test: Batches
-    about: str  # where their images are
+    views: int | None = None  # ways in which each image is augmented; None: in each epoch another
 
 
 def single(settings: Settings, data: Prepared) -> Job:
@@ -55,9 +48,9 @@ def single(settings: Settings, data: Prepared) -> Job:
     own_seed = settings.seeds[0] if role == "student" else settings.teacher.seed
     seed = own_seed if settings.train.seed is None else settings.train.seed
     optim = settings.optim if role == "student" else settings.teacher.optim
-    recipe = ("protocol", "optim", "student") if role == "student" else ("protocol", "teacher")
+    recipe = ("protocol", "optim", "student", "views") if role == "student" else ("protocol", "teacher")
     read = recipe if pattern(settings) is None else (f"{role}.checkpoint",)
-    settings.refuse_unused("data", "train", "prepared", "loader", "processes", *SPEED, *read)
+    settings.refuse_unused("data", "train", "prepared", *RUNNING, *read)
     net = student(network, len(data.manifest["classes"]), seed, data.manifest["image_size"])
     params = {"role": role, "network": network, "seed": seed, "optim": plain(optim)}
     meta = {"network": network, "role": role, "method": None, "surgery": {}, "teacher": None}
@@ -70,7 +63,8 @@ def single(settings: Settings, data: Prepared) -> Job:
         stage, title = (
             ("train_teacher", f"teacher {network}") if role == "teacher" else ("train_student", f"{network} alone, seed {seed}")
         )
-        return Job(stage, title, Alone(net), None, optim, seed, meta, params, None)
+        views = settings.views if role == "student" else None  # the baseline sees what the taught students see
+        return Job(stage, title, Alone(net), None, optim, seed, meta, params | {"views": views}, None, views=views)
     folder = find(settings.train.head_of or f"out/models/student/{settings.students[0]}/{settings.seeds[0]}")
     lender, lent = checkpoint.load(folder)
     same_classes(lent, data, folder)
@@ -95,10 +89,45 @@ def pattern(settings: Settings) -> str | None:
 
 def distillation(settings: Settings, data: Prepared) -> Job:
     """A student taught by a frozen teacher."""
-    cell = settings.distill
-    network, name = cell.student or settings.students[0], cell.method or settings.methods[0]
-    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "loader", "processes", *SPEED)
+    cell, name = settings.distill, settings.distill.method or next(iter(taught_by(settings)))
+    settings.refuse_unused("data", "optim", "distill", "protocol", f"hp.{name}", "prepared", "views", *RUNNING)
     seed = settings.seeds[0] if cell.seed is None else cell.seed
+    return lesson(settings, data, lecturer(settings, data, [name]), name, seed)
+
+
+def table(settings: Settings, data: Prepared) -> list[list[Job]]:
+    """For each seed the students that are trained side by side; they share their teacher."""
+    cell, names = settings.distill, taught_by(settings)
+    rows = (f"hp.{name}" for name in names)
+    read = "data", "optim", "distill", "protocol", *rows, "tables", "methods", "seeds", "prepared", "views", *RUNNING
+    settings.refuse_unused(*read)
+    if cell.method is not None:
+        raise UserError(f"distill.method={cell.method} names one method, and a table has several; use distill.table or methods")
+    teacher = lecturer(settings, data, names)
+    seeds = settings.seeds if cell.seed is None else (cell.seed,)
+    return [[lesson(settings, data, teacher, name, seed) for name in names] for seed in seeds]
+
+
+def taught_by(settings: Settings) -> Sequence[str]:
+    """The methods of the table that is asked for; else those of `methods`, or of the first table."""
+    groups = {table.name: table.methods for table in settings.tables}
+    if settings.distill.table is not None:
+        return groups[settings.distill.table]
+    return settings.methods or next(iter(groups.values()))
+
+
+class Lecturer(NamedTuple):
+    """A teacher that is loaded, with its classes cut to the students' if there are more."""
+
+    net: Net
+    folder: Path
+    meta: dict[str, Any]  # of its checkpoint
+    kept: list[int] | None  # where the students' classes are among its own, if they are
+
+
+def lecturer(settings: Settings, data: Prepared, names: Sequence[str]) -> Lecturer:
+    """`names`: the methods that it is for."""
+    cell = settings.distill
     folder = find(cell.checkpoint or f"out/models/teacher/{cell.teacher or settings.teachers[0]}")
     teacher, taught = checkpoint.load(folder)
     expected = cell.teacher or (None if cell.checkpoint else settings.teachers[0])
@@ -107,38 +136,40 @@ def distillation(settings: Settings, data: Prepared) -> Job:
             f"{folder} holds a {taught['network']}, but the teacher asked for is {expected};"
             " give distill.teacher or another folder"
         )
-    m, classes = data.manifest, len(data.manifest["classes"])
+    m = data.manifest
     kept = None if taught["classes"] == m["classes"] else outputs(taught["classes"], m.get("unmerged", m["classes"]))
     if kept is not None:
         cut(teacher, kept)
-    elif not crosses_tasks(name, settings.hp[name]):
-        if taught["classes"] == m["teacher_classes"] != m["classes"]:
-            refuse_other_classes(name, settings.hp[name])
-        same_classes(taught, data, folder)
-    method = build_method(
-        name,
-        student(network, classes, seed, m["image_size"]),
-        teacher,
-        m["image_size"],
-        data.splits["train"][1],
-        settings.hp[name],
-        seed,
-        settings.optim.batch_size,
-    )
-    images = len(data.splits["train"][1])
-    refuse_batch_of_one(method, teacher, images, m["image_size"], settings.optim.batch_size, "optim.batch_size")
+    for name in names if kept is None else ():
+        if not crosses_tasks(name, settings.hp[name]):
+            if taught["classes"] == m["teacher_classes"] != m["classes"]:
+                refuse_other_classes(name, settings.hp[name])
+            same_classes(taught, data, folder)
+    return Lecturer(teacher, folder, taught, kept)
+
+
+def lesson(settings: Settings, data: Prepared, lecturer: Lecturer, name: str, seed: int) -> Job:
+    """One method at one seed."""
+    teacher, folder, taught, kept = lecturer
+    m, labels = data.manifest, data.splits["train"][1]
+    network, classes = settings.distill.student or settings.students[0], len(m["classes"])
+    net, hp = student(network, classes, seed, m["image_size"]), settings.hp[name]
+    method = build_method(name, net, teacher, m["image_size"], labels, hp, seed, settings.optim.batch_size)
+    refuse_batch_of_one(method, teacher, len(labels), m["image_size"], settings.optim.batch_size, "optim.batch_size")
+    if settings.views is not None:
+        refuse_readers(name, method, settings.views, m["image_size"])
     shared = taught["role"] == "shkd"
     label = f"{taught['network']}{' (SH-KD)' if shared else ''}"
-    hp = plain(settings.hp[name])
     params = {"role": "distilled", "network": network, "teacher": label, "method": name, "seed": seed}
-    params |= {"optim": plain(settings.optim), "hp": hp}
+    params |= {"optim": plain(settings.optim), "hp": plain(hp), "views": settings.views}
     ancestor = {"network": taught["network"], "role": taught["role"], "sha256": taught["sha256"]}
     if kept is not None:
         ancestor |= {"cut": {"kept": kept, "of": len(taught["classes"])}}
         params |= {"teacher_outputs": f"{classes} of {len(taught['classes'])}"}
-    meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": hp, "teacher": ancestor}
+    meta = {"network": network, "role": "distilled", "method": name, "surgery": method.surgery, "hp": plain(hp)}
     title = f"{network} by {name} from {label}, seed {seed}"
-    return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder)
+    meta |= {"teacher": ancestor}
+    return Job("distill", title, method, teacher, settings.optim, seed, meta, params, folder, views=settings.views)
 
 
 def build_method(
@@ -185,33 +216,6 @@ def prepared(settings: Settings) -> Prepared:
             )
     own = folder / TEACHER
     return load(own) if settings.train.role == "teacher" and own.exists() else data
-
-
-def loaders(
-    data: Prepared, batch_size: int, seed: int, device: torch.device, loader: str = "auto", two_views: bool = False
-) -> Loaders:
-    m = data.manifest
-    augment = Augment(**m["augment"])
-    need = sum(images.bytes for images in data.pixels.values())
-    chosen = choose(loader, need, device, augment.crop == "resized", two_views)
-    train, val, test = ((data.pixels[name], data.splits[name][1], m["mean"], m["std"]) for name in ("train", "val", "test"))
-    shown = chosen.train(*train, batch_size, device, seed, augment, two_views)
-    return Loaders(shown, chosen.still(*val, 256, device), chosen.still(*test, 256, device), chosen.why)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device: {name} was asked for, but torch {torch.__version__} sees no GPU; use auto or cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(f"device: there are {torch.cuda.device_count()} GPUs, got {name!r}")
-    return device
 
 
 def outputs(theirs: Sequence[Any], wanted: Sequence[Any]) -> list[int] | None:

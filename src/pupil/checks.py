@@ -11,8 +11,9 @@ from pupil.data import SOURCES
 from pupil.data import check as check_data
 from pupil.data.memory import LOADERS, possible
 from pupil.data.prepare import recipe
-from pupil.fit import Optim
 from pupil.methods import METHODS
+from pupil.names import WANTED, plain
+from pupil.optim import Optim
 from pupil.settings import Settings
 from pupil.speed import COMPILES, LAYOUTS, PRECISIONS
 from pupil.types import UserError
@@ -33,11 +34,19 @@ def check(s: Settings) -> None:
         ("distill.method", (s.distill.method,), METHODS),
     ):
         for name in names:
+            if name is not None and not plain(name):
+                raise UserError(f"{path}: {name!r} {WANTED}")
             if name is not None and table is None:
                 a_network(path, name)
             elif name is not None:
                 one_of(path, name, table)
-    for path, values in (("teachers", s.teachers), ("students", s.students), ("methods", s.methods), ("seeds", s.seeds)):
+    check_tables(s)
+    for path, values in (
+        ("teachers", s.teachers),
+        ("students", s.students),
+        ("methods", s.methods or s.tables),
+        ("seeds", s.seeds),
+    ):
         if not values:
             raise UserError(f"{path}: at least one is needed, got an empty list")
     for path, values in (
@@ -75,10 +84,30 @@ def check(s: Settings) -> None:
     one_of("precision", s.precision, PRECISIONS)
     one_of("layout", s.layout, LAYOUTS)
     within("compile", s.compile, s.compile in COMPILES, "false, true or auto")
+    within("views", s.views, s.views is None or s.views >= 1, "1 or more, or null")
+    within("resume_every", s.resume_every, s.resume_every >= 0, "0 or more seconds")
     within("processes", s.processes, s.processes >= 1, "1 or more")
     within("compile", s.compile, s.compile is not True or s.processes == 1, "false with several processes")
     if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")
+
+
+def check_tables(s: Settings) -> None:
+    """Their names become folders, and a method has one place in the comparison."""
+    places = dict.fromkeys(s.methods, "methods")
+    for i, table in enumerate(s.tables):
+        path = f"tables[{i}]"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", table.name) or table.name in {other.name for other in s.tables[:i]}:
+            raise UserError(f"{path}.name: expected a name of its own of letters, digits, - and _, got {table.name!r}")
+        if not table.methods:
+            raise UserError(f"{path}.methods: at least one is needed, got an empty list")
+        for method in table.methods:
+            one_of(f"{path}.methods", method, METHODS)
+            if method in places:
+                raise UserError(f"{path}.methods: {method} is in {places[method]} already; a method is trained in one place")
+            places[method] = path
+    if s.distill.table is not None:
+        one_of("distill.table", s.distill.table, [table.name for table in s.tables])
 
 
 def check_optim(path: str, o: Optim) -> None:

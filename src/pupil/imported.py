@@ -13,15 +13,17 @@ import torch
 
 from pupil import checkpoint, distributed, figures, measures, published
 from pupil.arrays import save_arrays
-from pupil.assemble import Job, find, loaders, pattern, pick_device, same_classes, single
+from pupil.assemble import Job, find, pattern, same_classes, single
 from pupil.data import SOURCES, Prepared
-from pupil.fit import predict, snapshot
+from pupil.feeds import loaders, pick_device
 from pupil.methods.alone import Alone
 from pupil.models import NETWORKS, build
 from pupil.models.taps import native_state
 from pupil.net import Net
+from pupil.opening import open_record
+from pupil.places import PREDICTIONS, where
 from pupil.record import read, sha256
-from pupil.session import PREDICTIONS, open_record, where
+from pupil.scoring import predict, snapshot
 from pupil.settings import Settings
 from pupil.types import UserError
 

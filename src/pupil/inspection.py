@@ -1,25 +1,26 @@
 """`python -m pupil check`: everything of the configuration is built and stepped once, nothing is trained or written."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from pupil import measures
-from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
+from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
-from pupil.fit import refuse_batch_of_one, step
+from pupil.feeds import pick_device
+from pupil.fit import refuse_batch_of_one
 from pupil.imported import look
+from pupil.kept import refuse_readers
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
 from pupil.models.external import unwatched
 from pupil.models.taps import External
 from pupil.net import Net, cut, probe
 from pupil.recipes import told
+from pupil.room import need
 from pupil.settings import Settings, plain
-from pupil.types import Batch, UserError
+from pupil.types import UserError
 
 
 class Outline(NamedTuple):
@@ -57,13 +58,15 @@ def check(settings: Settings) -> None:
         if outline.kept is not None:
             cut(teacher, outline.kept)
         for name in settings.students:
-            for method_name in settings.methods:
+            for method_name in all_methods(settings):
                 other_classes = outline.apart and outline.kept is None
                 if other_classes and not crosses_tasks(method_name, settings.hp[method_name]):
                     refuse_other_classes(method_name, settings.hp[method_name])
                 net = student(name, outline.classes, 0, outline.image_size)
                 hp, batch_size = settings.hp[method_name], settings.optim.batch_size
                 method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                if settings.views is not None:
+                    refuse_readers(method_name, method, settings.views, outline.image_size)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
     check_shkd(settings, outline)
     n = count(settings)
@@ -71,9 +74,22 @@ def check(settings: Settings) -> None:
 
 
 def count(s: Settings) -> int:
-    students, cells = len(s.students) * len(s.seeds), len(s.students) * len(s.seeds) * len(s.methods)
+    students = len(s.students) * len(s.seeds)
+    cells, beside = students * len(s.methods), students * (len(all_methods(s)) - len(s.methods))
     imported = (len(s.teachers) if s.teacher.checkpoint else 0) + (students if s.student.checkpoint else 0)
-    return len(s.teachers) - imported + len(s.shkd) * len(s.students) + students + (len(s.teachers) + len(s.shkd)) * cells
+    return (
+        len(s.teachers)
+        - imported
+        + len(s.shkd) * len(s.students)
+        + students
+        + (len(s.teachers) + len(s.shkd)) * cells
+        + len(s.teachers) * beside
+    )
+
+
+def all_methods(s: Settings) -> list[str]:
+    """Cell by cell and side by side."""
+    return [*s.methods, *(method for table in s.tables for method in table.methods)]
 
 
 def check_shkd(settings: Settings, outline: Outline) -> None:
@@ -155,35 +171,14 @@ def print_network(role: str, name: str, classes: int, image_size: int) -> None:
 def print_step(title: str, method: Method | Alone, teacher: Net | None, outline: Outline, batch_size: int) -> None:
     """One step on two images, for what only a step can show; and one on one image, if a batch will be of one."""
     refuse_batch_of_one(method, teacher, outline.training_images, outline.image_size, batch_size, "optim.batch_size")
-    images = torch.randn(2, 3, outline.image_size, outline.image_size)
-    batch = Batch(images, torch.tensor([0, 1]) % outline.classes, torch.tensor([0, 1]), strong=images)
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    for phase in method.phases():
-        method.requires_grad_(False).eval()
-        for group in phase.train:
-            group.module.requires_grad_(True).train()
-        t = None if teacher is None else teacher.features(images)
-        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-6)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            terms = step(method, t, batch, phase, optimizer)
-    weights = total(method.parameters()) + total(method.buffers())
-    activations = max(0, sum(kept.values()) - weights) * batch_size / 2
+    found, terms = need(method, teacher, outline.classes, outline.image_size)
     extra = trained_beside(method)
     about = f"{sum(p.numel() for p in extra):,} parameters beside the student, " if extra else ""
-    names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())  # type: ignore[possibly-undefined]
-    memory = f"{(3 * weights + activations) / 2**20:,.0f} MiB to train at batch size {batch_size}"
+    names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())
+    memory = f"{found.at(batch_size) / 2**20:,.0f} MiB to train at batch size {batch_size}"
     print(f"{title}: loss {names}; {about}about {memory}")
 
 
 def trained_beside(method: Method | Alone) -> list[Any]:
     inside = {id(p) for p in method.student.parameters()}
     return [p for p in method.parameters() if id(p) not in inside]
-
-
-def total(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

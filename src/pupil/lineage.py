@@ -9,10 +9,10 @@ from typing import Any
 from pupil import record
 from pupil.again import Again, again, configuration, differences, model_of, params_at, weights_in
 from pupil.assemble import find as find_folder
-from pupil.assemble import pick_device
 from pupil.checkpoint import META, read_meta
 from pupil.config import HOME
 from pupil.data.prepare import TEACHER
+from pupil.feeds import pick_device
 from pupil.machine import describe
 from pupil.trace import Found, Records, find, shown
 from pupil.types import UserError

@@ -11,8 +11,9 @@ from pupil.config import HOME
 from pupil.data import prepare
 from pupil.data.prepare import TEACHER
 from pupil.data.report import FILES
+from pupil.opening import dvc_tags, group
+from pupil.places import Where, empty_or_new, fresh
 from pupil.record import Record, environment, flatten, sha256
-from pupil.session import Where, dvc_tags, empty_or_new, fresh, group
 from pupil.settings import Settings
 from pupil.tracking import Stream
 from pupil.types import UserError

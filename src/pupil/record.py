@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pupil.errors import UserError
+from pupil.sealed import checksum
 
 VERSION = 1
 PACKAGES = ("torch", "torchvision", "safetensors", "numpy", "pillow", "mlflow", "dvc", "hydra-core", "nvidia-dali-cuda120")
@@ -45,17 +46,22 @@ class Clock:
 class Record:
     """A record that grows: `log` per epoch, then `finish`.  `changed` is called after every write."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, facts: Mapping[str, Any], changed: Callable[[], None] = lambda: None, lines: str = ""
+    ) -> None:
         """`facts`: stage, name, params (flat), seeds, inputs, group, teacher, data, model.
 
-        A resumed training gives the `uid` and `started` of the interrupted one, with metrics.jsonl as it was then.
+        Of a training that goes on they give uid and started too, and `lines` are those of its metrics.jsonl until then.
         """
         self.folder, self.changed = folder, changed
-        earlier = [line["time"] for line in read_metrics(folder)[-1:]]
+        earlier = [json.loads(line)["time"] for line in lines.splitlines()[-1:]]
         self.clock = Clock(max([facts.get("started", 0.0), *earlier]))
         self.facts = {"version": VERSION, "uid": uuid.uuid4().hex, "status": "RUNNING", "started": self.clock.now(), **facts}
-        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-        self.write()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write()  # first: it says whose the rest is
+        (folder / "artifacts").mkdir(exist_ok=True)
+        if lines:
+            (folder / "metrics.jsonl").write_text(lines)
 
     @property
     def artifacts(self) -> Path:
@@ -67,6 +73,11 @@ class Record:
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(line + "\n")
         self.changed()
+
+    def lines(self) -> str:
+        """What is logged so far, as in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        return path.read_text() if path.exists() else ""
 
     def attach(self, name: str, content: Any) -> None:
         """Keeps plain values as artifacts/<name>, a JSON file."""
@@ -88,11 +99,6 @@ class Record:
             os.fsync(f.fileno())
         new.replace(self.folder / "record.json")
         self.changed()
-
-
-def checksum(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of the content, however it is laid out."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pupil.config import HOME
 from pupil.methods import METHODS
 from pupil.methods.heads import TeachersHead
 from pupil.net import FrozenLinear
-from pupil.session import empty_or_new, fresh
+from pupil.places import empty_or_new, fresh
 from pupil.types import UserError
 
 

@@ -17,10 +17,11 @@ import torch
 from pupil import checkpoint, distributed, figures, measures, similarity
 from pupil.assemble import find
 from pupil.config import HOME
+from pupil.opening import dvc_tags, group
+from pupil.places import PREDICTIONS, where_report
 from pupil.recipes import told
 from pupil.record import Record, environment
 from pupil.rows import cells, describe_all
-from pupil.session import PREDICTIONS, dvc_tags, group, where_report
 from pupil.settings import Settings
 from pupil.tables import each_class, other_classes, table
 from pupil.tracking import Stream
@@ -107,7 +108,7 @@ def track(
         "name": "evaluate",
         "params": {"teachers": ", ".join(settings.teachers), "students": ", ".join(settings.students)}
         | {
-            "methods": ", ".join(settings.methods),
+            "methods": ", ".join([*settings.methods, *(m for table in settings.tables for m in table.methods)]),
             "seeds": ", ".join(map(str, settings.seeds)),
             "shkd": ", ".join(settings.shkd),
         },

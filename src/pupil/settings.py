@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from pupil.data import Data
-from pupil.fit import Optim
 from pupil.methods import METHODS
 from pupil.methods.base import Method
+from pupil.optim import Optim
 from pupil.types import UserError
 
 
@@ -63,6 +63,15 @@ class Distill:
     method: str | None = None
     seed: int | None = None
     checkpoint: str | None = None  # the teacher's folder; None: what train_teacher left
+    table: str | None = None  # stages/table.py: one of `tables`; None: all of `methods`
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods whose students are trained side by side, on the same batches and one pass of the teacher."""
+
+    name: str
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Settings:
     methods: tuple[str, ...] = ("kd",)
     seeds: tuple[int, ...] = (0, 1, 2)
     shkd: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
     teacher: Teacher = Teacher()
     student: Student = Student()
     optim: Optim = Optim()
@@ -85,7 +95,9 @@ class Settings:
     precision: str = "float32"  # float32 | bf16 | auto: of the networks in training; losses and weights are float32
     layout: str = "contiguous"  # contiguous | channels_last | auto: of images, maps and weights in training
     compile: bool | str = False  # false | true (both networks) | auto: by torch.compile
+    views: int | None = None  # ways in which each image is augmented; then a cache answers for the teacher
     recipe: str | None = None  # whose published numbers the comparison shows beside the measured ones
+    resume_every: float = 60.0  # seconds between two points that a killed training goes on from; 0: after each step
     processes: int = 1  # that share the work of a training; the numbers are those of one, to rounding
     experiment: str = "pupil"
     train: Train = Train()
@@ -118,7 +130,7 @@ def configured(name: str, row: Mapping[str, Any]) -> Method.Config:
     presets = {"default": {}, **method.presets}
     given = {key: value for key, value in row.items() if value is not None}
     preset = given.get("preset", "default")
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise UserError(f"hp.{name}.preset: there is no {preset!r}; known: {', '.join(presets)}")
     return convert(method.Config, plain(method.Config()) | presets[preset] | given, f"hp.{name}")
 
@@ -166,6 +178,10 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     """`value` as `kind`: a dataclass, a tuple, a union or a plain type."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
+        if not isinstance(value, Mapping) or value.keys() - hints.keys():
+            raise UserError(f"{path}: expected {{{', '.join(hints)}}}, got {value!r}")
+        if missing := [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory and f.name not in value]:
+            raise UserError(f"{path}: {missing[0]} is missing, expected {{{', '.join(hints)}}}, got {value!r}")
         return typing.cast(Any, kind)(**{k: convert(hints[k], v, f"{path}.{k}".lstrip(".")) for k, v in value.items()})
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
@@ -193,4 +209,4 @@ def name_of(kind: Any) -> str:
 
 
 def example(kind: Any) -> str:
-    return "0, 1" if kind is int else "name"
+    return "0, 1" if kind is int else "{name: all, methods: [kd, at]}" if kind is Table else "name"

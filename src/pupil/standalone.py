@@ -30,8 +30,8 @@ from pupil.methods import METHODS
 from pupil.models import NETWORKS, external
 from pupil.models.taps import External, native_state
 from pupil.net import Net
+from pupil.places import empty_or_new
 from pupil.record import sha256
-from pupil.session import empty_or_new
 from pupil.types import UserError
 
 STUDENT, LOADER = "student.safetensors", "load.py"

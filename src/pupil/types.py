@@ -1,9 +1,12 @@
 """The things that travel through the code: a batch, what a network says about it, a loss."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from __future__ import annotations  # so that UserError needs no torch
 
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from pupil.errors import UserError as UserError
 
@@ -43,8 +46,11 @@ Terms = dict[str, Term]  # the names are the names of the metrics
 class Loader(Protocol):
     """Batches of one split, on the device."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Every sample once; the order and the augmentation depend on the seed and the number alone."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+        """Every sample once; the order and the augmentation depend on the seed and the number alone.
+
+        `first`: batches before it are left out.
+        """
         ...
 
     def __len__(self) -> int:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from pupil.fit import Optim, activate, fit, make_optimizer, step, teacher_features
+from pupil.fit import activate, step, teacher_features
 from pupil.methods import METHODS
 from pupil.methods.base import Method
 from pupil.models import build
 from pupil.net import FrozenLinear
+from pupil.optim import Optim, make_optimizer
 from pupil.types import Batch
 from tests import tiny
 
@@ -148,7 +149,7 @@ def test_every_method_starts_from_the_same_student(name: str, overrides: dict[st
 def test_every_method_sees_the_same_batches(name: str, overrides: dict[str, Any]) -> None:
     seen: list[Batch] = []
 
-    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
         for batch in batches:
             seen.append(batch)
             yield batch
@@ -182,13 +183,13 @@ def test_last_small_batch_is_trained_on(name: str) -> None:
     method: Method = tiny.make(name)
     lengths: list[int] = []
 
-    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int) -> Iterator[Batch]:
+    def record(batches: Iterable[Batch], phase: str, epoch: int, epochs: int, first: int = 0) -> Iterator[Batch]:
         for batch in batches:
             lengths.append(len(batch.labels))
             yield batch
 
     train = tiny.loader(samples=tiny.SAMPLES, batch_size=tiny.SAMPLES - 1)  # the last batch is one image
     optim = Optim(epochs=1, lr=0.01, milestones=())
-    trained = fit(method, method.teacher, train, tiny.loader(None), optim, tiny.quiet, record)
+    trained = tiny.fit(method, method.teacher, train, tiny.loader(None), optim, tiny.quiet, record)
     assert lengths[-1] == 1
     assert all(math.isfinite(value.sum().item()) for value in trained.last.values())

@@ -56,6 +56,11 @@ def uniform(seed: int, epoch: int, ids: Tensor, count: int, stream: int) -> Tens
     return shifted(bits(seed, epoch, ids, count, stream), 11).double() * 2.0**-53
 
 
+def view_of(epoch: int, views: int | None) -> int:
+    """The epoch whose draws are shown: where there are so many `views`, one of 1 to `views`, by turns."""
+    return epoch if views is None else (epoch - 1) % views + 1
+
+
 def order(seed: int, epoch: int, samples: int) -> Tensor:
     """(samples,) int64, a permutation."""
     return bits(seed, epoch, torch.arange(samples), 1, ORDER)[:, 0].argsort(stable=True)

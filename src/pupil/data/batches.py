@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pupil.data.augment import Augment, order
+from pupil.data.augment import Augment, order, view_of
 from pupil.data.encoded import Encoded
 from pupil.data.files import Pixels
 from pupil.types import Batch
+
+OF_ALL_SEEDS = 0  # the seed of the draws where there are few views: what a teacher says of them then serves every seed
 
 
 class Shard(NamedTuple):
@@ -32,6 +34,8 @@ class Batches:
     With a seed the samples are shuffled and augmented: the order is a function of (seed, epoch), what is done to an image of
     (seed, epoch, id), so that every loader, batch size, shard and resumed run sees the same images, and every method at one
     seed the same batches.  Without a seed the order is the split's own and nothing is augmented.
+
+    With `views` an image is augmented in so many ways and no more, by turns from epoch to epoch, the same for all seeds.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Batches:
         augment: Augment = Augment(),
         two_views: bool = False,
         shard: Shard = Shard(),
+        views: int | None = None,
     ) -> None:
         """`images` (N, 3, H, W) uint8, or where they lie; `labels` (N,) int64; mean and std per channel, in units of 0..1.
 
@@ -56,6 +61,7 @@ class Batches:
         self.shift = -torch.tensor(mean, device=device).view(3, 1, 1) / torch.tensor(std, device=device).view(3, 1, 1)
         self.batch_size, self.seed, self.augment, self.device, self.shard = batch_size, seed, augment, device, shard
         self.two_views = two_views and seed is not None
+        self.turns, self.drawn = views, seed if seed is None or views is None else OF_ALL_SEEDS
         self.hold(images)
 
     def hold(self, images: Tensor | Pixels | Encoded) -> None:
@@ -71,8 +77,11 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """`first`: batches before it are left out, and not read: what remains of an epoch that was broken off."""
-        plan = self.order(number).split(self.batch_size)[first:]
-        for ids, views in zip(plan, self.views(number, plan), strict=True):
+        return self.shown(number, self.order(number).split(self.batch_size)[first:])
+
+    def shown(self, number: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        """What an epoch shows of the ids (B,), batch by batch; all but the last batch are of the batch size."""
+        for ids, views in zip(plan, self.views(view_of(number, self.turns), plan), strict=True):
             here = ids.to(self.device)
             second = None if views.strong is None else self.normalise(views.strong)
             yield Batch(self.normalise(views.images), self.labels[here], here, number, second)
@@ -84,7 +93,7 @@ class Batches:
         return ids[self.shard.part :: self.shard.of]
 
     def views(self, number: int, plan: Sequence[Tensor]) -> Iterator[Views]:
-        """The images of each batch of ids (B,), augmented."""
+        """The images of each batch of ids (B,), augmented by the draws of seed `drawn` and epoch `number`."""
         raise NotImplementedError
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -65,16 +65,16 @@ class Dali(Batches):
     def inputs(self, number: int, ids: Tensor) -> Inputs:
         images = self.images
         if isinstance(images, Pixels):
-            corners, flips = moves(self.augment, self.seed, number, ids)
+            corners, flips = moves(self.augment, self.drawn, number, ids)
             found = {"images": images.read(ids).numpy(), "starts": (corners - self.augment.pad).to(torch.int32).numpy()}
             return {name: list(values) for name, values in found.items()} | {"flips": numbers(flips)}
         found = {"images": [np.frombuffer(raw, np.uint8) for raw in images.files(ids.tolist())]}
-        if self.seed is None:
+        if self.drawn is None:
             whole = torch.cat([torch.zeros(len(ids), 2, dtype=torch.int64), images.sizes[ids].flip(1)], 1)
             windows, flips = whole, torch.zeros(len(ids), dtype=torch.bool)
             regions = torch.tensor([centre(w, h, images.side) for w, h in images.sizes[ids].tolist()])
         else:
-            windows, flips = cuts(images.sizes[ids], self.augment.flip, self.seed, number, ids)
+            windows, flips = cuts(images.sizes[ids], self.augment.flip, self.drawn, number, ids)
             regions = torch.cat([torch.zeros(len(ids), 2), windows[:, 2:]], 1)
         places = {"starts": windows[:, :2].int(), "shapes": windows[:, 2:].int(), "from": regions[:, :2], "to": regions[:, 2:]}
         return found | {name: list(part.numpy()) for name, part in places.items()} | {"flips": numbers(flips)}

@@ -35,13 +35,13 @@ class Resident(Batches):
             return
         weak, strong = (self.all_moves(number, plan, stream) for stream in (VIEW, STRONG))
         for ids, images, here, there in zip(plan, self.read(plan), weak, strong, strict=True):
-            first = images if self.seed is None else move(images, here, self.augment.pad)
+            first = images if self.drawn is None else move(images, here, self.augment.pad)
             second = move(images, there, self.augment.pad) if self.two_views else None
-            yield Views(first, None if second is None else strengthen(second, draw(self.seed or 0, number, ids)))
+            yield Views(first, None if second is None else strengthen(second, draw(self.drawn or 0, number, ids)))
 
     def all_moves(self, number: int, plan: Sequence[Tensor], stream: int) -> Iterator[Moves]:
         """Those of each batch, drawn at once: on a GPU many small draws would take longer than the batch."""
-        drawn = moves(self.augment, self.seed, number, torch.cat(list(plan)).to(self.device), stream)
+        drawn = moves(self.augment, self.drawn, number, torch.cat(list(plan)).to(self.device), stream)
         return map(Moves._make, zip(*(part.split(self.batch_size) for part in drawn), strict=True))
 
 

@@ -23,7 +23,7 @@ class Workers(Batches):
 
     def hold(self, images: Tensor | Pixels | Encoded) -> None:
         assert not isinstance(images, Tensor), "in memory already"
-        self.made = Made(images, self.seed, self.augment, self.two_views)
+        self.made = Made(images, self.drawn, self.augment, self.two_views)
 
     def views(self, number: int, plan: Sequence[Tensor]) -> Iterator[Views]:
         if not plan:

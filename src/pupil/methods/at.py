@@ -24,6 +24,7 @@ from pupil.types import Batch, UserError
 
 class AT(Method):
     paper = "Zagoruyko & Komodakis, ICLR 2017, arXiv:1612.03928"
+    remembers = ("shown",)
     needs_same_classes = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "repdistiller": {},

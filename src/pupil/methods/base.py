@@ -94,6 +94,7 @@ class Method(nn.Module):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named settings of other suites and pairs, over the defaults
     on_logits: ClassVar[bool] = False  # whether all its terms read labels and logits alone, so that it can be wrapped
     needs_same_classes: ClassVar[bool] = True  # whether a term other than kl relates the teacher's classes to the student's
+    remembers: ClassVar[Sequence[str]] = ()  # attributes that change in training and are neither parameters nor buffers
     two_views: bool = False  # whether it wants a second, strongly augmented view of each image
 
     @dataclass(frozen=True)

@@ -21,6 +21,8 @@ PIECE = 2**23  # numbers that are fetched at once
 class Contrast(Method):
     """Its `knowledge` is the sum of both NCE losses."""
 
+    remembers = ("recognised",)
+
     @dataclass(frozen=True)
     class Config(Method.Config):
         beta: float = 0.8

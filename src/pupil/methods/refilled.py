@@ -42,6 +42,7 @@ SHORTEST = 1e-6  # embedding that has a direction
 
 class REFILLED(Method):
     paper = "Ye, Lu & Zhan, CVPR 2020 and arXiv:2205.01915"
+    remembers = ("shown",)
     needs_same_classes = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "refilled": {},

@@ -57,6 +57,7 @@ class Agent(nn.Module):
 
 class SAKD(Method):
     paper = "Song, Chen, Ye & Song, Spot-adaptive Knowledge Distillation, IEEE TIP 2022, doi 10.1109/TIP.2022.3170728"
+    remembers = ("tally",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "spot-adaptive": {},
         **{f"{t}-{s}": {"homogeneous": True} for t, s in [("resnet110", "resnet32"), *ALIKE]},

@@ -28,6 +28,7 @@ from pupil.types import Batch, Features, UserError
 
 class SemCKD(Method):
     paper = "Chen et al., AAAI 2021, arXiv:2012.03236"
+    remembers = ("attention",)
     needs_same_classes = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"simkd": {}, "imagenet": {"beta": 50.0}}
 

@@ -67,12 +67,20 @@ class Stream:
                 self.child.stdin.write(b".")
                 self.child.stdin.flush()
 
-    def close(self) -> None:
-        """Waits for the last push; the other side sees to it that a store that does not answer costs seconds."""
+    def close(self, seconds: float | None = None) -> None:
+        """Waits for the last push; the other side sees to it that a store that does not answer costs seconds.
+
+        `seconds`: at most; then the other side pushes on by itself.
+        """
         if self.child is None:
             return
-        with contextlib.suppress(OSError):
-            self.child.communicate()
+        try:
+            self.child.communicate(timeout=seconds)
+        except OSError:
+            pass
+        except subprocess.TimeoutExpired:
+            warn(f"tracking: {self.folder} is still on its way to the store; if it does not arrive, {LATER}")
+            return
         if self.child.returncode != 0:
             warn(f"tracking: {self.folder} is not complete in the store; {LATER}")
 

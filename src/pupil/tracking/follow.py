@@ -93,7 +93,7 @@ class Follower:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the training, which then ends the record, and so its follower
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the training, which then ends the record
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)  # the training goes first
     follower = Follower(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -150,7 +150,7 @@ def first_line(e: Exception) -> str:
 
 def without_password(text: str) -> str:
     """http://user:password@host -> http://host."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)  # to the last @: a password may have one
 
 
 def unusable(uri: str, e: Exception) -> UserError:
