@@ -258,6 +258,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda root: (root / "empty").mkdir(), "empty holds neither record.json nor model.json"),
     "twice": (lambda root: twice(root), "'twice' means 2 runs; give the folder of one: "),
     "damaged": (lambda root: damaged(root), "damaged/record.json is damaged: it is not JSON; delete"),
+    "strange": (lambda root: strange(root), "strange/record.json, or a record that it names, is not as pupil writes it: "),
     "orphan": (lambda root: orphan(root), "no record below out/records or runs left the weights in"),
 }
 
@@ -270,6 +271,11 @@ def twice(root: Path) -> None:
 def damaged(root: Path) -> None:
     (root / "damaged").mkdir()
     (root / "damaged/record.json").write_text("{")
+
+
+def strange(root: Path) -> None:
+    about = {"stage": "distill", "name": "strange", "params": {}, "teacher": "me", "data": 3, "environment": [1], "inputs": 0}
+    record.Record(root / "runs/strange", about).finish({}, {})
 
 
 def orphan(root: Path) -> None:

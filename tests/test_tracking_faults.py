@@ -78,7 +78,7 @@ def server(shared_server: Server, home: Path, empty_store: Path, monkeypatch: py
     return shared_server
 
 
-def wait_for(fact: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(fact: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline

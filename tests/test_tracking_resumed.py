@@ -24,13 +24,13 @@ pytestmark = [
 ]
 
 
-def resumed(folder: Path, uid: str, started: float, upto: int) -> Record:
+def resumed(folder: Path, uid: str, started: float, upto: int, changed: Callable[[], None] = lambda: None) -> Record:
     """What a training that goes on after epoch `upto` writes: the same uid, the epochs until then, the others once more."""
     kept = "".join(f"{line}\n" for line in (folder / "metrics.jsonl").read_text().splitlines()[:upto])
     shutil.rmtree(folder)  # as DVC does before a stage
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(kept)
-    return Record(folder, facts(uid=uid, started=started))
+    return Record(folder, facts(uid=uid, started=started), changed)
 
 
 def steps(home: Path) -> tuple[str, dict[str, list[int]]]:
@@ -113,8 +113,8 @@ def test_a_slow_follower_of_a_killed_training_leaves_the_next_one_alone(home: Pa
 
 
 @pytest.mark.slow
-def test_a_killed_training_is_shown_as_killed(home: Path) -> None:
-    process = train(home, home / "out" / "a", seconds=60)
+def test_a_killed_training_is_shown_as_killed_until_it_goes_on(home: Path) -> None:
+    process = train(home, home / "out" / "a", seconds=600)
     try:
         wait_for(lambda: len(runs(home)[1]) == 1 and steps(home)[1])
         process.kill()
@@ -124,10 +124,23 @@ def test_a_killed_training_is_shown_as_killed(home: Path) -> None:
         process.communicate()
     assert record.read(home / "out" / "a")["status"] == "RUNNING"
     assert tracking.sync([home / "out"], home, "pupil") == (0, 0, 0), "a record that may go on is left alone"
+    reached = len(steps(home)[1]["loss"])
+    before = record.read(home / "out" / "a")
+    stream = tracking.Stream(home / "out" / "a", home, "pupil")
+    again = resumed(home / "out" / "a", before["uid"], before["started"], upto=1, changed=stream.changed)
+    again.log({"loss": 0.5, "val/top1": 2.0}, 2)
+    wait_for(lambda: steps(home)[0] == "RUNNING")
+    for step in range(3, reached + 3):
+        again.log({"loss": 1 / step, "val/top1": step}, step)
+    again.finish({"test/top1": 51.5}, {})
+    stream.close()
+    assert sum(tracking.sync([home / "out"], home, "pupil")) == 1
+    status, found = steps(home)
+    assert (status, found["loss"], found["val/top1"]) == ("FINISHED", *[list(range(1, reached + 3))] * 2)
 
 
 def wait_for(fact: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -205,6 +218,23 @@ def test_a_sync_that_is_killed_is_repeated_without_doubles(home: Path) -> None:
     assert tracking.sync([home / "out"], home, "pupil") == (0, 0, 3)
     for one in records:
         assert_mirrored(home, one)
+
+
+@pytest.mark.slow
+def test_a_new_store_whose_maker_is_killed_is_made_again(home: Path) -> None:
+    (home / "mlflow.db").unlink()
+    done = finished(home / "out" / "a")
+    env = {**os.environ, "PYTHONPATH": str(SRC)}
+    for later in (0.0, 0.5):  # seconds after the first table
+        process = subprocess.Popen([sys.executable, "-c", SYNC, str(home), "0"], env=env, stdout=subprocess.PIPE)
+        wait_for((home / ".work" / "mlflow-new.db").exists)
+        time.sleep(later)
+        process.kill()
+        process.communicate()
+    assert not (home / "mlflow.db").exists()
+    assert tracking.sync([home / "out"], home, "pupil") == (1, 0, 0)
+    assert_mirrored(home, done)
+    assert not (home / ".work" / "mlflow-new.db").exists()
 
 
 @pytest.mark.slow

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from pupil import record
 from pupil.checkpoint import WEIGHTS
-from pupil.config import HOME, load_settings, read_params, resolve
+from pupil.config import HOME, ROOT, load_settings, read_params, resolve
 from pupil.settings import defaults, overlay, plain
 from pupil.trace import Found, Records, shown
 from pupil.types import UserError
 
-SCRIPTS = {"prepare": "prepare", "distill": "distill", "evaluate": "evaluate"}  # the others are trained by stages/train.py
+SCRIPTS = {"prepare": "prepare.py", "distill": "distill.py", "evaluate": "evaluate.py"}  # the others: train.py
 OF_A_CELL = ("train", "distill", "out", "record", "given")  # what dvc.yaml gives on the command line
 NOT_OF_THE_RESULT = (*OF_A_CELL, "experiment", "prepared")
 
@@ -43,12 +43,18 @@ def again(found: Found, records: Records) -> Again:
             words.append(f"cp {keep(facts['uid'], 'params.yaml', page)} params.yaml")
         words.append(f"dvc repro {shlex.quote(stage)}")
     else:
-        script = SCRIPTS.get(facts["stage"], "train")
+        script = script_of(facts)
         tree = config if config is not None else rebuilt(facts)
         file = keep(facts["uid"], "config.json", tree)
         arguments = ["--config", file, "out=null", "record=null", *ancestors(found, tree, records)]
-        words.append(f"python stages/{script}.py {shlex.join(arguments)}")
+        words.append(f"python stages/{script} {shlex.join(arguments)}")
     return Again(" && ".join(words), config, known, same)
+
+
+def script_of(facts: Mapping[str, Any]) -> str:
+    """The script of stages/ that was started, if it is one of them still, else that of the stage."""
+    started = Path(str(((facts.get("environment") or {}).get("command") or [""])[0])).name
+    return started if started and (ROOT / "stages" / started).is_file() else SCRIPTS.get(facts["stage"], "train.py")
 
 
 def configuration(found: Found) -> dict[str, Any] | None:

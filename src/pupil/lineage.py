@@ -32,9 +32,17 @@ def why(text: str, command_only: bool = False) -> Iterator[str]:
     """Lines for people; with `command_only`, the command that repeats the run."""
     records = Records()
     found = find(text, records)
-    if command_only:
-        yield again(found, records).command
-        return
+    try:
+        yield from [again(found, records).command] if command_only else lineage(found, records)
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
+        path = shown(found.folder / "record.json")
+        raise UserError(f"{path}, or a record that it names, is not as pupil writes it: {type(e).__name__}: {e}") from None
+
+
+def lineage(found: Found, records: Records) -> Iterator[str]:
+    """The run, then those that it started from."""
     told: set[str] = set()
     waiting = [found]
     while waiting:

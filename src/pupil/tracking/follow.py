@@ -60,9 +60,7 @@ class Follower:
             except Exception as e:
                 mirror = None  # what came through of the push, the next one finds out
                 self.answered, self.asked = False, None
-                if (
-                    last and not (self.folder / "record.json").exists()
-                ):  # nobody waits: the training was killed and its files removed
+                if last and not (self.folder / "record.json").exists():  # of a killed training, removed: nobody waits
                     return False
                 self.say(f"WARNING tracking is off: {first_line(e)}; training goes on, the store is asked again now and then")
                 if last:

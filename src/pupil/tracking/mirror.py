@@ -1,5 +1,6 @@
 """One record folder and its MLflow run."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ class Mirror:
                 return False
             finished = facts["status"] != "RUNNING"
             if self.run is None or finished:
-                record.verify(self.folder, facts if finished else {})
+                if finished:
+                    record.verify(self.folder, facts)
                 run = self.find_or_create(facts)
                 self.run, self.lines = run.info.run_id, 0
                 if is_complete(run, facts):
@@ -75,8 +77,9 @@ class Mirror:
     def abandon(self) -> None:
         """Its writer is dead: the run is shown as killed, unless or until the training goes on."""
         with locked(self.store.home, f"mlflow-{self.uid}"):
-            if self.run is not None and self.file() == self.opened:
-                self.client.set_terminated(self.run, "KILLED")
+            with contextlib.suppress(OSError):  # the files were removed
+                if self.run is not None and self.file() == self.opened:
+                    self.client.set_terminated(self.run, "KILLED")
 
     def file(self) -> tuple[int, int]:
         found = (self.folder / "record.json").stat()

@@ -40,12 +40,25 @@ def connect(home: Path, experiment: str) -> Store:
     uri, remote = address(home)
     try:
         with nullcontext() if remote else locked(home, "mlflow"):  # two processes that create the tables break them
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                create(home)
             client = client_of(uri)
             return Store(client, experiment_id(client, experiment, None if remote else home), home)
     except UserError:
         raise
     except Exception as e:
         raise unusable(uri, e) from None
+
+
+def create(home: Path) -> None:
+    """A new local store, whole or not there: one whose maker was killed amid MLflow's tables would be unusable for ever."""
+    path, new = home / "mlflow.db", home / ".work" / "mlflow-new.db"
+    if path.exists():
+        return
+    for rest in (new, new.with_name(f"{new.name}-journal")):
+        rest.unlink(missing_ok=True)
+    load_mlflow()(f"sqlite:///{new.resolve()}").search_experiments()
+    new.replace(path)
 
 
 def address(home: Path) -> tuple[str, bool]:
