@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import pickle
 import shutil
 import subprocess
@@ -625,7 +624,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(prepared: Path, batch_size: int, seed: int | None = 0, split: str = "train") -> Resident:
-    manifest, splits, _ = load(prepared)
+    manifest, splits, *_ = load(prepared)
     augment = Augment(2, True)
     return Resident(*splits[split], manifest["mean"], manifest["std"], batch_size, torch.device("cpu"), seed, augment)
 
@@ -653,7 +652,7 @@ def test_epochs_and_seeds_differ_and_repeat(prepared: Path) -> None:
 
 
 def test_without_a_seed_batches_are_the_split_itself_normalised(prepared: Path) -> None:
-    manifest, splits, _ = load(prepared)
+    manifest, splits, *_ = load(prepared)
     images, labels, ids = epoch(loader(prepared, 32, None, "test"), 5)
     mean, std = torch.tensor(manifest["mean"]).view(3, 1, 1), torch.tensor(manifest["std"]).view(3, 1, 1)
     torch.testing.assert_close(images, (splits["test"][0] / 255 - mean) / std, rtol=0, atol=1e-5)
