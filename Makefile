@@ -11,10 +11,12 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 PORT ?= 5000
+KILLS ?= 50
+SEED ?= 0
 LONG := contract/test_methods contract/test_networks reference/test_models test_external test_heads test_imported test_mistakes \
   test_properties test_speed test_standalone test_subsets test_fuzz test_hostile test_surroundings  # thousands of cases: `make test` runs them
 
-.PHONY: all setup repro recipe check test ui clean lock audit doctor help
+.PHONY: all setup repro recipe check test chaos ui clean lock audit doctor help
 
 all: setup repro  ## set up, run the pipeline, show the results
 
@@ -46,6 +48,9 @@ check: setup  ## format, lint, types and the quick tests
 
 test: setup  ## every test
 	python -m pytest -q
+
+chaos: setup  ## kill trainings of every kind at KILLS (50) random moments; out/chaos.md says how they end
+	python -m tests.chaos --kills $(KILLS) --seed $(SEED) --out out/chaos.md
 
 ui: setup  ## MLflow's pages on this machine only, at PORT (5000)
 	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"

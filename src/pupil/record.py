@@ -55,7 +55,7 @@ class Record:
 
         Of a training that goes on they give uid and started too, and `lines` are those of its metrics.jsonl until then.
         """
-        self.folder, self.changed = folder, changed
+        self.folder, self.changed, self.logged = folder, changed, lines
         earlier = [json.loads(line)["time"] for line in lines.splitlines()[-1:]]
         self.clock = Clock(max([facts.get("started", 0.0), *earlier]))
         self.facts = {"version": VERSION, "uid": uuid.uuid4().hex, "status": "RUNNING", "started": self.clock.now(), **facts}
@@ -74,12 +74,12 @@ class Record:
         line = json.dumps({"step": step, "time": self.clock.now(), "values": dict(values)})
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(line + "\n")
+        self.logged += line + "\n"
         self.changed()
 
     def lines(self) -> str:
-        """What is logged so far, as in metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return path.read_text() if path.exists() else ""
+        """What is logged so far, as in metrics.jsonl, whatever has happened to that."""
+        return self.logged
 
     def attach(self, name: str, content: Any) -> None:
         """Keeps plain values as artifacts/<name>, a JSON file."""

@@ -87,13 +87,13 @@ class Sight:
         """The last point, in words."""
         place = self.place()
         if place is None:
-            return "ended"
+            return "not begun, or ended"
         if not (place / "point.safetensors").exists():
             return "no point yet"
         try:
             tree = points.read(place / "point.safetensors")
         except UserError as e:  # what dvc has left behind may still train
-            return str(e) if (place / "point.safetensors").exists() else "ended"
+            return str(e) if (place / "point.safetensors").exists() else "ended by itself"
         phase, epoch, _, step = tree["states"][0]["place"]
         group = f"seed {tree['group']}, " if tree["group"] else ""
         return f"{group}phase {phase + 1}, epoch {epoch}, step {step}"
@@ -143,10 +143,11 @@ def until_later(seconds: float, going: Going) -> bool:
 
 
 def holder(sight: Sight) -> int | None:
-    """The process that trains."""
+    """The process that trains, below another one; what is in the file may be long gone."""
     place = sight.place()
     with contextlib.suppress(OSError, ValueError):
-        return int((place / "lock").read_text()) if place else None
+        pid = int((place / "lock").read_text()) if place else 0
+        return pid if b"stages/" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     return None
 
 

@@ -13,6 +13,10 @@ from tests.chaos.kinds import Kind
 from tests.chaos.lab import Going, Lab
 
 STOPPED = 75
+CELL = (  # as in dvc.yaml
+    *("distill.teacher=resnet8", "distill.student=resnet8", "distill.seed=0"),
+    "distill.checkpoint=out/models/teacher/resnet8",
+)
 UNHEARD = (-9, -15, -2, 130)  # killed, or asked to stop before it listens
 HEAD = "| kind | killed | attempts | s to stop, at most | equal to the bit |\n|---|---|---:|---:|---|"
 
@@ -60,7 +64,7 @@ class Siege:
 
     def run(self, kills: int, dice: random.Random, blows: Sequence[Blow] = ()) -> Report:
         """So many kills: `blows`, or what the dice say."""
-        self.lab.run(self.kind.stage, *self.kind.arguments, *self.places)
+        self.lab.run(self.kind.stage, *self.kind.arguments, *(CELL if self.kind.by == "dvc" else ()), *self.places)
         self.expected = traces(self.folders)
         if len(uids(self.folders)) != self.kind.models:
             self.wrong.append("it does not leave the models that it should")

@@ -54,7 +54,14 @@ class Dali(Batches):
                 yield Views(waiting.popleft().result())
 
     def make(self, number: int, ids: Tensor) -> Tensor:
-        (found,) = self.pipeline.run(**self.inputs(number, ids))
+        given = self.inputs(number, ids)
+        try:
+            (found,) = self.pipeline.run(**given)
+        except RuntimeError as e:
+            why = (str(e).strip().splitlines() or ["it does not say why"])[0][:200]
+            raise UserError(
+                f"DALI failed in epoch {number} ({why}); run the same command: it goes on; loader=workers does without DALI"
+            ) from None
         if self.device.type == "cuda":
             images = torch.from_dlpack(found.as_tensor()).clone()
             torch.cuda.current_stream(self.device).synchronize()  # before DALI writes there again
