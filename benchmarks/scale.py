@@ -159,7 +159,7 @@ def drawn_numbers(scale: Scale, scratch: Path) -> Iterator[Piece]:
     ids, sizes = torch.arange(scale.images), torch.randint(200, 600, (scale.images, 2))
     yield "order of an epoch", lambda: order(0, 1, scale.images)
     yield "crops and flips of an epoch", lambda: moves(Augment(4, True), 0, 1, ids, VIEW)
-    yield "resized crops of a batch of 256", lambda: cuts(sizes[:256], True, 0, 1, ids[:256])
+    yield "resized crops of a batch of 256", lambda: cuts(sizes[:256], Augment(0, True, "resized"), 0, 1, ids[:256])
     pixels = torch.zeros(scale.images, 3, SIDE, SIDE, dtype=torch.uint8)
     given = some_labels(scale.images, scale.classes), (0.5,) * 3, (0.25,) * 3, 256, torch.device("cpu"), 0, Augment(1, True)
     loader = Resident(pixels, *given)
