@@ -50,6 +50,8 @@ def test_jobs_of_a_sweep(tmp_path: Path) -> None:
     assert cells == {(method, seed) for method in ("kd", "simkd") for seed in (0, 1)}
     assert len(found) == 4
     assert {facts["status"] for facts in found} == {"FINISHED"}
+    assert {facts["environment"]["command"][0] for facts in found} == {"distill.py"}
+    assert {"distill.method=kd", "distill.seed=1"} <= set().union(*(facts["environment"]["command"] for facts in found))
     models = [path.parent.name for path in (tmp_path / "runs").glob("distill-*/model/*.safetensors")]
     assert len(models) >= 4
     rows = runs_of(tmp_path)

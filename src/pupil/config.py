@@ -83,6 +83,7 @@ def launch_hydra(stage: Callable[[Settings], None], argv: list[str]) -> None:
     try:
         import hydra
         from hydra.core.config_store import ConfigStore
+        from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -95,11 +96,12 @@ def launch_hydra(stage: Callable[[Settings], None], argv: list[str]) -> None:
     quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
     ConfigStore.instance().store("pupil", {"defaults": ["_self_", *quiet], "hydra": clutter, **base})
 
-    elsewhere = sweep.launcher(argv)
+    elsewhere, script = sweep.launcher(argv), sys.argv[0]
 
     def job(cfg: Any) -> None:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
-        with user_errors() if elsewhere is None else sweep.in_a_job(tree["processes"]):
+        command = [script, *HydraConfig.get().overrides.task]
+        with user_errors() if elsewhere is None else sweep.in_a_job(command, tree["processes"]):
             stage(resolve(tree, given))
 
     job.__module__ = "__main__"  # else Hydra takes the folders of src/pupil for option groups and refuses methods=[kd]

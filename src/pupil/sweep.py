@@ -42,10 +42,14 @@ def submitting(name: str, root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def in_a_job(processes: int) -> Iterator[None]:
-    """Around a stage in a process of submitit.  Errors go to the job's log, and to whoever waits for the job."""
+def in_a_job(command: Sequence[str], processes: int) -> Iterator[None]:
+    """Around a stage in a process of submitit.  Errors go to the job's log, and to whoever waits for the job.
+
+    `command`: what would do the same by hand, which the record keeps.
+    """
     from submitit.helpers import TorchDistributedEnvironment  # pyright: ignore[reportMissingImports]
 
+    sys.argv[:] = command
     about = TorchDistributedEnvironment()
     if about.world_size > 1:
         about.export(set_cuda_visible_devices=False, overwrite=True)
