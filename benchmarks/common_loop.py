@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.literal import softened_kl
-from benchmarks.parts import Parts
 from pupil.methods.base import Method
+from pupil.parts import Parts
 from pupil.types import Features
 
 Example = tuple[Tensor, int, int]

@@ -5,7 +5,8 @@ python -m benchmarks.step [--pairs large,small] [--methods kd,simkd] [--threads 
 Both sides train the same method on the same made images in one process, by turns of a few steps; a turn includes the loading
 of all its batches but the first, and the other side's workers have nothing left to do meanwhile.  A ratio is common loop /
 ours, so above 1 ours is faster; it is the median of the turns' ratios, with their quartiles.  The same of the processor time of
-this process, which other work on the machine hardly moves; the common loop's workers are not in it.
+this process, which other work on the machine hardly moves; the common loop's workers are not in it.  Below the table: how much
+ours computes, in FLOP/s, against a measured peak.
 """
 
 import argparse
@@ -22,13 +23,14 @@ from typing import Any
 import torch
 
 from benchmarks.common_loop import CommonLoop, Images
-from benchmarks.parts import PARTS, Parts
+from pupil import flops
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Optim, activate, make_optimizer, step, teacher_features
+from pupil.fit import Optim, activate, make_optimizer
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.models import build
 from pupil.net import probe
+from pupil.parts import PARTS, Parts
 from pupil.speed import choose, quick
 from pupil.types import Batch
 
@@ -58,7 +60,8 @@ def main() -> None:
     print(f"{machine(device)}, {args.threads} threads; ours: {speed}\n")
     print("| pair | method | ms per step, common loop / ours | ratio | quartiles | ratio of processor time | quartiles |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    profiles = []
+    profiles, dtype = [], torch.bfloat16 if speed.bf16 else torch.float32
+    best = flops.peak(device, dtype)
     for pair in args.pairs.split(","):
         for name in args.methods.split(","):
             sides = measure(pair, name, args, speed, device)
@@ -67,6 +70,8 @@ def main() -> None:
             shown = [f"{ratio:.2f} | {low:.2f} to {high:.2f}" for ratio, (low, high) in ((wall, wall_range), (cpu, cpu_range))]
             print(f"| {pair} | {name} | {ms[0]:.0f} / {ms[1]:.0f} | {' | '.join(shown)} |", flush=True)
             row = {"pair": PAIRS[pair], "method": name, "ms": ms, "ratio": wall, "quartiles": wall_range}
+            row |= {"flops": sides["flops"], "flops_per_second": sides["flops"] / (ms[1] / 1e3), "peak": best}
+            profiles.append(f"{pair}, {name}, ours: {flops.told(sides['flops'], ms[1] / 1e3, best, dtype)}")
             rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
             profiles += sides["profiles"]
     print("", *profiles, sep="\n")
@@ -90,6 +95,8 @@ def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: 
     literal, ours = (made(name, PAIRS[pair], labels, device) for _ in range(2))
     common = CommonLoop(name, literal, Images(pixels, labels, MEAN, STD), args.batch, args.workers, device)
     train = Resident(pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True))
+    plain = Ours(made(name, PAIRS[pair], labels, device), train)
+    computed = flops.count(lambda: plain.step(next(plain.batches()), Parts(False, device)))
     with ExitStack() as stack:
         stack.enter_context(quick(ours, ours.teacher, speed))
         sides = (common, Ours(ours, train))
@@ -100,7 +107,7 @@ def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: 
             for side, found in zip(sides, seconds, strict=True):
                 found.append(turn(side, Parts(False, device)))
         profiles = [line for side in sides if args.profile for line in profile(side, f"{pair}, {name}", device)]
-    return {"seconds": seconds, "profiles": profiles}
+    return {"seconds": seconds, "profiles": profiles, "flops": computed}
 
 
 def made(name: str, pair: tuple[str, str], labels: torch.Tensor, device: torch.device) -> Method:
@@ -127,25 +134,7 @@ class Ours:
         return self.train.epoch(self.epoch)
 
     def step(self, batch: Batch, parts: Parts) -> None:
-        if not parts.on:
-            step(self.method, teacher_features(self.method.teacher, batch), batch, self.phase, self.optimizer)
-            return
-        with parts("teacher"):
-            t = teacher_features(self.method.teacher, batch)
-        student, whole = self.method.student, "rest"
-        forward = parts.timed(self.method.forward, "loss", whole)
-        inner = parts.timed(student.features, "student forward", "loss")
-        backward = parts.timed(torch.Tensor.backward, "backward", whole)
-        descend = parts.timed(self.optimizer.step, "optimiser", whole)
-        held, plain = self.optimizer.step, torch.Tensor.backward
-        try:
-            torch.Tensor.backward, self.optimizer.step = lambda x: backward(x), descend  # type: ignore[method-assign,assignment]
-            student.__dict__["features"], self.method.__dict__["forward"] = inner, forward
-            with parts(whole):
-                step(self.method, t, batch, self.phase, self.optimizer)
-        finally:
-            torch.Tensor.backward, self.optimizer.step = plain, held  # type: ignore[method-assign]
-            del student.__dict__["features"], self.method.__dict__["forward"]
+        parts.step(self.method, self.method.teacher, batch, self.phase, self.optimizer)
 
 
 def turn(side: CommonLoop | Ours, parts: Parts) -> tuple[float, float]:
