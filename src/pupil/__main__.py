@@ -29,7 +29,7 @@ def main() -> None:
             case "check":
                 from pupil.inspection import check as inspect
 
-                launch_with(args.overrides, inspect)
+                launch_with(args.overrides, lambda settings: inspect(settings, timed=True))
             case "profile":
                 from pupil.profiling import profile
 

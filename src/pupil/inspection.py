@@ -1,15 +1,17 @@
-"""`python -m pupil check`: everything of the configuration is built and stepped once, nothing is trained or written."""
+"""`python -m pupil check`: everything of the configuration is built and stepped, nothing is trained or written."""
 
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pupil import measures
+from pupil import estimate, measures
 from pupil.assemble import build_method, crosses_tasks, find, outputs, pick_device, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
+from pupil.data.memory import choose
+from pupil.data.prepare import recipe
 from pupil.fit import refuse_batch_of_one, step
 from pupil.imported import look
 from pupil.methods.alone import Alone
@@ -30,17 +32,59 @@ class Outline(NamedTuple):
     apart: bool  # whether the teachers have classes of their own
     kept: list[int] | None  # where the students' are among these, if they are
     image_size: int
-    training_images: int
+    images: dict[str, int]  # of train, val and test
     about: str
 
+    @property
+    def training_images(self) -> int:
+        return self.images["train"]
 
-def check(settings: Settings) -> None:
-    """Prints networks, taps, methods and memory; raises UserError at the first thing that cannot work."""
+
+class Costs:
+    """Adds up what the trainings will take; where it is off, nothing is timed."""
+
+    def __init__(self, on: bool, settings: Settings, outline: Outline) -> None:
+        self.on, self.settings, self.outline = on, settings, outline
+        self.seconds, self.networks = 0.0, list[tuple[int, int]]()
+
+    def add(self, method: Method | Alone, teacher: Net | None, number: int, settings: Settings) -> str:
+        """Of `number` trainings that differ in their seed: what one takes, in words."""
+        student = method.student
+        self.networks.append((estimate.nbytes(student.state_dict().values()), number))
+        if not self.on:
+            return ""
+        size, classes, device = self.outline.image_size, self.outline.classes, pick_device(settings.device)
+        pace = estimate.pace(method, teacher, settings, size, classes, device)
+        epochs = sum(phase.epochs or settings.optim.epochs for phase in method.phases())
+        epoch = pace.of(self.outline.training_images)
+        self.seconds += number * epochs * epoch
+        one = f"{estimate.length(epoch)} an epoch, {estimate.length(epochs * epoch)} for {epochs}"
+        return f"\n  {pace}, {one}"
+
+    def tell(self) -> None:
+        s, outline = self.settings, self.outline
+        device, augment = pick_device(s.device), recipe(s.data)
+        stored = sum(outline.images.values()) * 3 * outline.image_size**2
+        print(choose(s.loader, stored, device, augment.crop == "resized").why)
+        for line in estimate.disk(s, outline.images, outline.apart, outline.classes, self.networks):
+            print(line)
+        if self.on:
+            n = sum(number for _, number in self.networks)
+            whole = f"{estimate.length(self.seconds)} for {n} trainings one after the other on {device}"
+            print(f"time: {whole}, by the steps measured above with made images, those of each method's last phase;")
+            print("  loading, validation, compiling and prepare come on top (`python -m pupil profile` measures with loading)")
+
+
+def check(settings: Settings, timed: bool = False) -> None:
+    """Prints networks, taps, methods, memory and disk; raises UserError at the first thing that cannot work.
+
+    `timed`: measures a few steps of everything too, and foretells the time.
+    """
     pick_device(settings.device)
     told(settings.recipe)  # refuses an unknown one
     outline = outline_of(settings)
     print(outline.about)
-    labels = torch.arange(outline.training_images) % outline.classes
+    costs, seeds = Costs(timed, settings, outline), len(settings.seeds)
     for role, names in (("teacher", settings.teachers), ("student", settings.students)):
         for name in names:
             print_network(role, name, outline.teacher_classes if role == "teacher" else outline.classes, outline.image_size)
@@ -49,11 +93,16 @@ def check(settings: Settings) -> None:
     for name in dict.fromkeys(settings.students):
         alone = Alone(student(name, outline.classes, 0, outline.image_size))
         print_step(f"{name} alone", alone, None, outline, settings.optim.batch_size)
+        if settings.student.checkpoint is None:
+            print_cost(costs.add(alone, None, seeds, settings))
     for teacher_name in settings.teachers:
         teacher = student(teacher_name, outline.teacher_classes, 0, outline.image_size).eval().requires_grad_(False)
         if not outline.apart and settings.teacher.checkpoint is None:
             each = outline.training_images, outline.image_size, settings.teacher.optim.batch_size, "teacher.optim.batch_size"
             refuse_batch_of_one(Alone(teacher), None, *each)
+            own = student(teacher_name, outline.classes, 0, outline.image_size)
+            cost = costs.add(Alone(own), None, 1, replace(settings, optim=settings.teacher.optim))
+            print_cost(f"teacher {teacher_name}: {cost.strip()}" if cost else "")
         if outline.kept is not None:
             cut(teacher, outline.kept)
         for name in settings.students:
@@ -63,9 +112,13 @@ def check(settings: Settings) -> None:
                     refuse_other_classes(method_name, settings.hp[method_name])
                 net = student(name, outline.classes, 0, outline.image_size)
                 hp, batch_size = settings.hp[method_name], settings.optim.batch_size
+                labels = torch.arange(estimate.few(outline.training_images, batch_size)) % outline.classes
                 method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
                 print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
+                print_cost(costs.add(method, teacher, seeds, settings))
+                teacher.cpu()
     check_shkd(settings, outline)
+    costs.tell()
     n = count(settings)
     print(f"fine: {n} trainings are configured")
 
@@ -106,7 +159,7 @@ def outline_of(settings: Settings) -> Outline:
             kept = outputs(theirs, m.get("unmerged", m["classes"])) if apart else None
             about = f"{len(m['classes'])} classes{beside(len(theirs), apart, kept)}"
             text = f"data: {m['name']}, {about}, {m['counts']} images of {m['image_size']} pixels, prepared"
-            return Outline(len(m["classes"]), len(theirs), apart, kept, m["image_size"], m["counts"]["train"], text)
+            return Outline(len(m["classes"]), len(theirs), apart, kept, m["image_size"], m["counts"], text)
     names = tuple(str(k) for k in range(source.classes or 0)) if content is None else content.classes
     lists = [given for given in (config.classes, config.teacher_classes) if isinstance(given, tuple)]
     if content is None and any(isinstance(name, str) for given in lists for name in given):
@@ -118,9 +171,9 @@ def outline_of(settings: Settings) -> Outline:
         sets = class_sets(config, names)
         classes, theirs, apart = len(sets.student), len(sets.teacher), sets.apart
         kept = outputs(sets.teacher, sets.student) if apart else None
-    images = config.train_images or (config.per_class or 50) * classes
+    images = estimate.counts(config, content, classes, classes / max(1, len(names)))
     about = f"{classes} classes{beside(theirs, apart, kept)}"
-    text = f"data: {config.name}, {about}, images of {config.image_size} pixels; not prepared yet"
+    text = f"data: {config.name}, {about}, about {images} images of {config.image_size} pixels; not prepared yet"
     return Outline(classes, theirs, apart, kept, config.image_size, images, text)
 
 
@@ -157,13 +210,18 @@ def print_step(title: str, method: Method | Alone, teacher: Net | None, outline:
     refuse_batch_of_one(method, teacher, outline.training_images, outline.image_size, batch_size, "optim.batch_size")
     images = torch.randn(2, 3, outline.image_size, outline.image_size)
     batch = Batch(images, torch.tensor([0, 1]) % outline.classes, torch.tensor([0, 1]), strong=images)
+    modules = [method] if teacher is None else [method, teacher]
+    ours = {t.untyped_storage().data_ptr() for m in modules for t in (*m.parameters(), *m.buffers())}
     kept: dict[int, int] = {}
+    activations = 0
 
     def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        if (place := x.untyped_storage().data_ptr()) not in ours:
+            kept[place] = x.untyped_storage().nbytes()
         return x
 
     for phase in method.phases():
+        kept.clear()
         method.requires_grad_(False).eval()
         for group in phase.train:
             group.module.requires_grad_(True).train()
@@ -171,19 +229,20 @@ def print_step(title: str, method: Method | Alone, teacher: Net | None, outline:
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-6)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             terms = step(method, t, batch, phase, optimizer)
-    weights = total(method.parameters()) + total(method.buffers())
-    activations = max(0, sum(kept.values()) - weights) * batch_size / 2
+        activations = max(activations, sum(kept.values()) * batch_size // 2)
+    built = estimate.few(outline.training_images, batch_size)
     extra = trained_beside(method)
     about = f"{sum(p.numel() for p in extra):,} parameters beside the student, " if extra else ""
     names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())  # type: ignore[possibly-undefined]
-    memory = f"{(3 * weights + activations) / 2**20:,.0f} MiB to train at batch size {batch_size}"
-    print(f"{title}: loss {names}; {about}about {memory}")
+    memory = estimate.memory(method, teacher, activations, built, outline.training_images)
+    print(f"{title}: loss {names}; {about}about {memory} to train at batch size {batch_size}")
+
+
+def print_cost(line: str) -> None:
+    if line:
+        print(line.lstrip("\n"), flush=True)
 
 
 def trained_beside(method: Method | Alone) -> list[Any]:
     inside = {id(p) for p in method.student.parameters()}
     return [p for p in method.parameters() if id(p) not in inside]
-
-
-def total(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
