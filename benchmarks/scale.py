@@ -188,10 +188,12 @@ def memory_banks(scale: Scale, scratch: Path) -> Iterator[Piece]:
         yield "drawing the negatives of 64 images", lambda method=method, ids=ids: method.negatives(labels[ids])
         rows = torch.cat([ids[:, None], method.negatives(labels[ids])], 1)
         e_s, e_t = (torch.randn(64, probe(net, 32).embedding.shape[1], requires_grad=True) for net in (student, teacher))
-        yield (
-            f"loss and gradient, {bank}",
-            lambda method=method, e_s=e_s, e_t=e_t, rows=rows: method.contrast(e_s, e_t.detach(), rows).backward(),
-        )
+
+        def step(method: Any = method, e_s: Tensor = e_s, e_t: Tensor = e_t, rows: Tensor = rows) -> None:
+            method.contrast(e_s, e_t.detach(), rows).backward()
+
+        step()  # the banks' pages are touched for the first time
+        yield f"loss and gradient, {bank}", step
 
 
 def answers(scale: Scale, scratch: Path) -> Iterator[Piece]:

@@ -51,15 +51,18 @@ def counts(config: Data, content: Content | None, classes: int, share: float) ->
     if config.name.startswith("tiny_imagenet_cskd") and content is None:
         pools |= dict.fromkeys(("val", "test"), pools["test"] // 2)
     parts = [*(name for name in ("test", "val") if name not in pools), "train"]
+    asked = {"val": config.val_images, "test": config.test_images}
+    if config.folds is not None and config.fold is not None:
+        test = (asked["test"] or max(classes, round(0.2 * pools["train"]))) if "test" in parts else 0
+        left = pools["train"] - test
+        val = len(range(config.fold, left, config.folds))
+        train = config.train_images or (config.per_class or 0) * classes or left - val
+        return {"train": train, "val": val, "test": test or asked["test"] or pools["test"]}
     rest_is_test = config.name == "digits" if content is None else content.rest_is_test
     try:
         sizes = dict(zip(parts, split_sizes(config, parts, pools["train"], classes, rest_is_test), strict=True))
     except UserError:  # the draw will say so, if it is true of the images themselves
         sizes = {"train": pools["train"]}
-    if config.folds is not None:
-        sizes["val"] = (sizes["train"] + sizes.get("val", 0)) // config.folds
-        sizes["train"] -= 0 if config.train_images or config.per_class else sizes["val"]
-    asked = {"val": config.val_images, "test": config.test_images}
     return {name: sizes.get(name) or asked.get(name) or pools.get(name, classes) for name in ("train", "val", "test")}
 
 
@@ -151,12 +154,12 @@ def disk(s: Settings, images: dict[str, int], apart: bool, classes: int, network
     resized = recipe(s.data).crop == "resized"
     each = file_size(s.data) if resized else pixels
     data = (images["train"] * (each or 0) + still) * (2 if apart else 1)
-    unknown = " and the training images' own files" if each is None else ""
+    more = " and what the training images' own files take" if each is None else ""
     models = sum(size * number for size, number in networks)
     number = sum(number for _, number in networks)
     answers = number * COPIES * images["test"] * classes * 4
     return [
-        f"disk: {told(data)} for the prepared images{unknown}, {told(models)} for the weights of {number} networks,"
+        f"disk: {told(data)}{more} for the prepared images, {told(models)} for the weights of {number} networks,"
         f" {told(answers)} for their answers to the test images; DVC's cache holds the same once more, MLflow the weights"
     ]
 
@@ -187,4 +190,4 @@ def length(seconds: float) -> str:
     for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:,.0f} seconds"
+    return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"

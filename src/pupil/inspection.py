@@ -58,7 +58,7 @@ class Costs:
         epochs = sum(phase.epochs or settings.optim.epochs for phase in method.phases())
         epoch = pace.of(self.outline.training_images)
         self.seconds += number * epochs * epoch
-        one = f"{estimate.length(epoch)} an epoch, {estimate.length(epochs * epoch)} for {epochs}"
+        one = f"{estimate.length(epoch)} an epoch, {estimate.length(epochs * epoch)} for {epochs} epochs"
         return f"\n  {pace}, {one}"
 
     def tell(self) -> None:
@@ -173,7 +173,7 @@ def outline_of(settings: Settings) -> Outline:
         kept = outputs(sets.teacher, sets.student) if apart else None
     images = estimate.counts(config, content, classes, classes / max(1, len(names)))
     about = f"{classes} classes{beside(theirs, apart, kept)}"
-    text = f"data: {config.name}, {about}, about {images} images of {config.image_size} pixels; not prepared yet"
+    text = f"data: {config.name}, {about}, {images} images of {config.image_size} pixels; not prepared yet"
     return Outline(classes, theirs, apart, kept, config.image_size, images, text)
 
 
