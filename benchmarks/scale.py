@@ -3,7 +3,8 @@
 python -m benchmarks.scale [--images 1281167] [--classes 1000] [--test 50000] [--only draw,crd] [--json scale.json]
 
 Labels, names, sizes and logits are made; images have 8 x 8 pixels (or are JPEGs of that), so that decoding and training
-are left out: what remains is the part that grows with the number of images.  Memory is the growth of the process at its peak.
+are left out: what remains is the part that grows with the number of images.  Processor seconds are those of all threads;
+memory is the growth of the process at its peak.
 """
 
 import argparse
@@ -61,24 +62,29 @@ def main(args: list[str] | None = None) -> None:
     scale, rows = Scale(given.images, given.classes, given.test), []
     print(f"{machine(torch.device('cpu'))}, {torch.get_num_threads()} threads")
     print(f"{scale.images:,} training images, {scale.classes:,} classes, {scale.test:,} test images\n")
-    print("| part | piece | seconds | peak MiB |\n|---|---|---|---|", flush=True)
+    print("| part | piece | seconds | processor seconds | peak MiB |\n|---|---|---|---|---|", flush=True)
     for part in given.only.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             for name, call in PARTS[part](scale, Path(scratch)):
-                seconds, peak = measured(call)
-                rows.append({"part": part, "piece": name, "seconds": seconds, "peak_mib": peak})
-                print(f"| {part} | {name} | {seconds:.2f} | {peak:,.0f} |", flush=True)
+                row = measured(call)
+                rows.append({"part": part, "piece": name, **row._asdict()})
+                print(f"| {part} | {name} | {row.seconds:.2f} | {row.processor:.2f} | {row.peak_mib:,.0f} |", flush=True)
     if given.json:
         facts = {"machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(), **scale._asdict(), "rows": rows}
         given.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def measured(call: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and MiB that the process grew by at its peak (Linux)."""
+class Measured(NamedTuple):
+    seconds: float
+    processor: float  # seconds of all threads
+    peak_mib: float  # that the process grew by (Linux)
+
+
+def measured(call: Callable[[], Any]) -> Measured:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start, work = status("VmRSS"), time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start, max(0.0, status("VmHWM") - before)
+    return Measured(time.perf_counter() - start, time.process_time() - work, max(0.0, status("VmHWM") - before))
 
 
 def status(key: str) -> float:
