@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks.losses import peak
 
-from pupil import estimate, inspection
+from pupil import estimate, inspection, outline
 from pupil.data import Data
 from pupil.data.base import Content, Images, Pool, Tick
 from pupil.data.draw import draw
@@ -87,7 +87,7 @@ def test_memory_banks_of_all_images_are_foretold_from_few() -> None:
 def test_memory_of_a_step_is_about_what_is_allocated(name: str, batch: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Between the foretold and twice that: beside what a step keeps it allocates for a while."""
     method = tiny.make(name, {"kl": 1.0})
-    outline = inspection.Outline(tiny.CLASSES, tiny.CLASSES, False, None, 32, {"train": tiny.SAMPLES, "val": 5, "test": 5}, "")
+    about = outline.Outline(tiny.CLASSES, tiny.CLASSES, False, None, 32, {"train": tiny.SAMPLES, "val": 5, "test": 5}, "")
     found: list[estimate.Memory] = []
 
     def kept(*args: Any) -> estimate.Memory:
@@ -97,7 +97,7 @@ def test_memory_of_a_step_is_about_what_is_allocated(name: str, batch: int, caps
     estimate_memory = estimate.memory
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "memory", kept)
-        inspection.print_step(name, method, method.teacher, outline, batch)
+        inspection.print_step(name, method, method.teacher, about, batch)
     phase = method.phases()[-1]
     activate(method, phase)
     sgd, _ = make_optimizer(phase, Optim(lr=1e-6))
@@ -132,7 +132,7 @@ def test_pace_is_that_of_a_part_of_a_large_batch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_check_foretells_time_where_it_is_asked_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "find", lambda path: estimate.Path("nowhere"))
+    monkeypatch.setattr(outline, "find", lambda path: estimate.Path("nowhere"))
     data = Data(train_images=40, val_images=10, test_images=20, image_size=16)
     settings = Settings(data=data, teachers=("resnet14",), methods=("kd", "simkd"), seeds=(0, 1), device="cpu")
     inspection.check(settings)

@@ -118,9 +118,9 @@ class Pace(NamedTuple):
 def pace(method: Method | Alone, teacher: Net | None, s: Settings, image_size: int, classes: int, device: torch.device) -> Pace:
     """The median of three steps of the last phase with made images; of a large batch that would take long, of a part of it."""
     batch_size = s.optim.batch_size
-    method.to(device)
     if teacher is not None:
         teacher.to(device)
+    method.to(device)
     phase = method.phases()[-1]
     activate(method, phase)
     optimizer, _ = make_optimizer(phase, s.optim)
@@ -147,8 +147,8 @@ def pace(method: Method | Alone, teacher: Net | None, s: Settings, image_size: i
         return Pace(seconds(tried, 3) * batch_size / tried, batch_size, tried)
 
 
-def disk(s: Settings, images: dict[str, int], apart: bool, classes: int, networks: list[tuple[int, int]]) -> list[str]:
-    """Lines; `networks`: (bytes of the weights, how many of them) of all that are trained."""
+def disk(s: Settings, images: dict[str, int], apart: bool, classes: int, networks: list[tuple[int, int]]) -> str:
+    """`networks`: (bytes of the weights, how many of them) of all that are trained."""
     pixels = 3 * s.data.image_size**2
     still = sum(n for name, n in images.items() if name != "train") * pixels
     resized = recipe(s.data).crop == "resized"
@@ -158,10 +158,10 @@ def disk(s: Settings, images: dict[str, int], apart: bool, classes: int, network
     models = sum(size * number for size, number in networks)
     number = sum(number for _, number in networks)
     answers = number * COPIES * images["test"] * classes * 4
-    return [
+    return (
         f"disk: {told(data)}{more} for the prepared images, {told(models)} for the weights of {number} networks,"
         f" {told(answers)} for their answers to the test images; DVC's cache holds the same once more, MLflow the weights"
-    ]
+    )
 
 
 def file_size(config: Data) -> int | None:
