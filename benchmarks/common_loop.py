@@ -17,8 +17,8 @@ from torchvision import transforms
 
 from benchmarks.literal import softened_kl
 from benchmarks.literal_maps import LITERAL
-from benchmarks.parts import Parts
 from pupil.methods.base import Method
+from pupil.parts import Parts
 from pupil.types import Batch, Features
 
 Example = tuple[Tensor, int, int]

@@ -6,7 +6,8 @@ python -m benchmarks.step --methods kd --views 4       # and with the cache of t
 Both sides train the same method on the same made images in one process, by turns of a few steps; a turn includes the loading
 of all its batches but the first, and the other side's workers have nothing left to do meanwhile.  A ratio is common loop /
 ours, so above 1 ours is faster; it is the median of the turns' ratios, with their quartiles.  The same of the processor time of
-this process, which other work on the machine hardly moves; the common loop's workers are not in it.
+this process, which other work on the machine hardly moves; the common loop's workers are not in it.  Below the table: how much
+ours computes, in FLOP/s, against a measured peak.
 """
 
 import argparse
@@ -26,16 +27,17 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.common_loop import CommonLoop, Images
-from benchmarks.parts import PARTS, Parts
+from pupil import flops
 from pupil.cache import Cache, Kept, Size
 from pupil.data.resident import Augment, Resident
-from pupil.fit import Teach, activate, step, teacher_features
+from pupil.fit import Teach, activate, teacher_features
 from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.models import build
 from pupil.net import probe
 from pupil.optim import Optim, make_optimizer
+from pupil.parts import PARTS, Parts
 from pupil.speed import choose, quick
 from pupil.types import Batch, UserError
 
@@ -66,7 +68,8 @@ def main() -> None:
     print(f"{machine(device)}, {args.threads} threads; ours: {speed}\n")
     print("| pair | method | ms per step, common loop / ours | ratio | quartiles | ratio of processor time | quartiles |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    lines = []
+    lines, dtype = [], torch.bfloat16 if speed.bf16 else torch.float32
+    best = flops.peak(device, dtype)
     for pair in args.pairs.split(","):
         for name in args.methods.split(","):
             try:
@@ -82,6 +85,10 @@ def main() -> None:
                 print(f"| {pair} | {title} | {ms[0]:.0f} / {ms[1]:.0f} | {' | '.join(shown)} |", flush=True)
                 row = {"pair": PAIRS[pair], "method": title, "ms": ms, "ratio": wall, "quartiles": wall_range}
                 rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
+                if side is ours[0]:
+                    seconds = ms[1] / 1e3
+                    rows[-1] |= {"flops": found["flops"], "flops_per_second": found["flops"] / seconds, "peak": best}
+                    lines.append(f"{pair}, {name}, ours: {flops.told(found['flops'], seconds, best, dtype)}")
             if args.views:
                 rows[-1] |= worth(found["filling"], ours[0], ours[1], args.views)
                 lines.append(f"{pair}, {name}: {told(rows[-1], args.views)}")
@@ -121,6 +128,8 @@ def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: 
     common = CommonLoop(name, literal, Images(pixels, labels, MEAN, STD), args.batch, args.workers, device)
     about = pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True)
     filling: list[tuple[float, float]] = []
+    plain = Ours(made(name, PAIRS[pair], labels, device), Resident(*about))
+    computed = flops.count(lambda: plain.step(next(plain.batches()), Parts(False, device)))
     with ExitStack() as stack:
         stack.enter_context(quick(ours, ours.teacher, speed))
         sides = [common, Ours(ours, Resident(*about))]
@@ -138,7 +147,7 @@ def measure(pair: str, name: str, args: argparse.Namespace, speed: Any, device: 
             for side, found in zip(sides, seconds, strict=True):
                 found.append(turn(side, Parts(False, device)))
         profiles = [line for side in sides if args.profile for line in profile(side, f"{pair}, {name}", device)]
-    return {"seconds": seconds, "profiles": profiles, "filling": filling}
+    return {"seconds": seconds, "profiles": profiles, "filling": filling, "flops": computed}
 
 
 def keep(method: Method, train: Resident, folder: Path, views: int, filling: list[tuple[float, float]]) -> Kept:
@@ -179,25 +188,7 @@ class Ours:
         return self.train.epoch(self.epoch)
 
     def step(self, batch: Batch, parts: Parts) -> None:
-        if not parts.on:
-            step(self.method, self.teach(batch), batch, self.phase, self.optimizer)
-            return
-        with parts("teacher"):
-            t = self.teach(batch)
-        student, whole = self.method.student, "rest"
-        forward = parts.timed(self.method.forward, "loss", whole)
-        inner = parts.timed(student.features, "student forward", "loss")
-        backward = parts.timed(torch.Tensor.backward, "backward", whole)
-        descend = parts.timed(self.optimizer.step, "optimiser", whole)
-        held, plain = self.optimizer.step, torch.Tensor.backward
-        try:
-            torch.Tensor.backward, self.optimizer.step = lambda x: backward(x), descend  # type: ignore[method-assign,assignment]
-            student.__dict__["features"], self.method.__dict__["forward"] = inner, forward
-            with parts(whole):
-                step(self.method, t, batch, self.phase, self.optimizer)
-        finally:
-            torch.Tensor.backward, self.optimizer.step = plain, held  # type: ignore[method-assign]
-            del student.__dict__["features"], self.method.__dict__["forward"]
+        parts.step(self.method, self.teach, batch, self.phase, self.optimizer)
 
 
 class Side(Protocol):

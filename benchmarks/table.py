@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from benchmarks.common_loop import CommonLoop, Images
-from benchmarks.parts import Parts
 from benchmarks.step import CLASSES, MEAN, PAIRS, STD, compared, machine, turn
 from pupil.data.resident import Augment, Resident
 from pupil.fit import teacher_features
@@ -30,6 +29,7 @@ from pupil.methods.base import Setup
 from pupil.models import build
 from pupil.net import Net, probe
 from pupil.optim import Optim
+from pupil.parts import Parts
 from pupil.speed import choose, quick
 from pupil.training import Training
 from pupil.types import Batch

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import loader
+from benchmarks import loader, scaling
 from benchmarks import step as steps
 from benchmarks import table as tables
 from benchmarks.cases import NAMES, Size, case, disagreement
 from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.literal_maps import LITERAL
-from benchmarks.parts import PARTS, Parts
 from benchmarks.step import CLASSES, MEAN, STD, Ours, made
 
 from pupil.data.resident import Augment, Resident
 from pupil.methods import METHODS
+from pupil.parts import PARTS, Parts
 from pupil.types import Batch
 from tests import tiny
 
@@ -165,3 +165,21 @@ def test_step_benchmark_measures_what_the_cache_costs_and_saves(
     with pytest.raises(SystemExit):
         stepped("--methods simkd --views 2", monkeypatch, tmp_path / "none.json")
     assert "simkd reads more of the teacher than its logits and embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_scaling_benchmark_compares_processes_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--processes 1,2 --pair small --batch 4 --steps 2 --rounds 2 --device cpu"
+    scaling.main([*words.split(), "--json", str(tmp_path / "scaling.json")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1") or line.startswith("| 2")]
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [(r["processes"], r["batch"], r["label"]) for r in rows] == [
+        (1, 4, "same batch"),
+        (2, 4, "same batch"),
+        (2, 8, "larger batch"),
+    ]
+    assert len(lines) == 3
+    assert rows[0]["ratio"] == rows[0]["efficiency"] == rows[0]["processor_time"] == 1
+    for r in rows:
+        assert r["efficiency"] == r["ratio"] / r["processes"]
+        assert r["images_per_second"] > 0 < r["share_of_peak"]

@@ -204,6 +204,7 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/decode.py": "preparation",
     "data/files.py": "reads out/data, whose hash is checked",
     "data/memory.py": "chooses between loaders of the same batches, up to rounding in decoded images",
+    "sweep.py": "says where jobs run",
     "data/draw.py": "preparation",
     "data/folder.py": "preparation",
     "data/gather.py": "preparation",

@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pupil.data.dali import installed
 from pupil.data.encoded import Encoded, opened
 from pupil.data.memory import KINDS
 from pupil.data.prepare import Prepared, recipe
-from pupil.data.resized import ASPECT, cut, cuts
+from pupil.data.resized import cut, cuts
+from pupil.data.sources import RESIZED
 from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import Net
@@ -200,7 +202,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(folder: Path, tmp_pat
 def test_a_cut_is_torchvisions_resized_crop(prepared: Prepared) -> None:
     files: Encoded = prepared.pixels["train"]
     ids = torch.arange(len(files.ends))
-    windows, flips = cuts(files.sizes, True, 3, 2, ids)
+    windows, flips = cuts(files.sizes, RESIZED, 3, 2, ids)
     assert 0.2 < flips.float().mean() < 0.8
     for raw, window, flip in zip(files.files(ids.tolist()), windows.tolist(), flips.tolist(), strict=True):
         image = opened(raw)
@@ -208,17 +210,21 @@ def test_a_cut_is_torchvisions_resized_crop(prepared: Prepared) -> None:
         assert cut(image, window, flip, SIZE).tobytes() == (F.horizontal_flip(theirs) if flip else theirs).tobytes()
 
 
+SIMKD = RESIZED._replace(scale=(0.1, 1.0), ratio=(0.8, 1.25))
+
+
+@pytest.mark.parametrize("augment", [RESIZED, SIMKD], ids=["default", "simkd"])
 @pytest.mark.parametrize(("w", "h"), [(500, 375), (100, 100), (40, 300), (600, 50), (3, 2), (1, 1)])
-def test_windows_are_distributed_as_torchvisions(w: int, h: int) -> None:
+def test_windows_are_distributed_as_torchvisions(w: int, h: int, augment: Augment) -> None:
     """Kolmogorov-Smirnov over each coordinate, against RandomResizedCrop itself."""
     n = 3000
-    ours = cuts(torch.tensor([[w, h]]).expand(n, 2), True, 0, 1, torch.arange(n)).windows
+    ours = cuts(torch.tensor([[w, h]]).expand(n, 2), augment, 0, 1, torch.arange(n)).windows
     assert (ours >= torch.tensor([0, 0, 1, 1])).all()
     assert (ours[:, 0] + ours[:, 2]).max() <= h
     assert (ours[:, 1] + ours[:, 3]).max() <= w
     torch.manual_seed(0)
     image = torch.empty(3, h, w)
-    crop = v2.RandomResizedCrop(8)
+    crop = v2.RandomResizedCrop(8, augment.scale, augment.ratio)
     found = [crop.make_params([image]) for _ in range(n)]
     theirs = torch.tensor([[p[k] for k in ("top", "left", "height", "width")] for p in found])
     for a, b in zip(ours.T, theirs.T, strict=True):
@@ -228,9 +234,8 @@ def test_windows_are_distributed_as_torchvisions(w: int, h: int) -> None:
         ).abs()
         assert gap.max() / n < 1.95 * (2 / n) ** 0.5, "two samples of one distribution stay below this in 999 of 1000 cases"
     if (w, h) == (40, 300):
-        assert (ours == torch.tensor([(300 - round(40 / ASPECT[0])) // 2, 0, round(40 / ASPECT[0]), 40])).all(1).any(), (
-            "fallback"
-        )
+        height = round(40 / augment.ratio[0])
+        assert (ours == torch.tensor([(300 - height) // 2, 0, height, 40])).all(1).any(), "fallback"
 
 
 @pytest.mark.parametrize("kind", FROM_FILES)
@@ -323,7 +328,7 @@ def test_crops_are_the_data_sets_own_unless_others_are_asked_for() -> None:
         (Data(name="folder"), (4, True, "pad")),
         (Data(name="folder", crop="resized"), (0, True, "resized")),
     ):
-        assert recipe(config) == wanted
+        assert recipe(config)[:3] == wanted
 
 
 def test_crops_of_arrays_are_refused(tmp_path: Path) -> None:
@@ -368,3 +373,23 @@ def test_a_network_is_as_good_on_what_dali_shows_as_on_what_pillow_shows(tmp_pat
 def predict_one(net: Net, batch: Batch) -> Tensor:
     """Which images it answers right."""
     return net(batch.images).argmax(1) == batch.labels
+
+
+def test_ranges_of_resized_crops_are_settings(folder: Path, tmp_path: Path) -> None:
+    config = Data(name="folder", path=str(folder), image_size=SIZE, crop="resized", unreadable="drop")
+    manifest = prepare(replace(config, scale=(0.5, 0.9), ratio=(1.0, 1.0)), tmp_path / "data")
+    assert manifest["augment"] == {"pad": 0, "flip": True, "crop": "resized", "scale": [0.5, 0.9], "ratio": [1.0, 1.0]}
+    data = load(tmp_path / "data")
+    files, augment = data.pixels["train"], Augment(**data.manifest["augment"])
+    windows = cuts(files.sizes, augment, 0, 1, torch.arange(len(files.ends))).windows
+    inside = windows[:, 2] < torch.minimum(files.sizes[:, 0], files.sizes[:, 1])  # not the fallback
+    assert inside.any()
+    assert torch.equal(windows[inside, 2], windows[inside, 3])
+    for wrong, line in (
+        ({"scale": (0.5, 1.5)}, r"data.scale is \[0.5, 1.5\]: from and to, such as \[0.08, 1.0\]"),
+        ({"ratio": (2.0, 1.0)}, "data.ratio is"),
+        ({"ratio": (1.0,)}, "data.ratio is"),
+        ({"scale": (0.1, 1.0), "crop": "pad"}, "data.scale is of random resized crops, and these are padded"),
+    ):
+        with pytest.raises(UserError, match=line):
+            prepare(replace(config, **wrong), tmp_path / "data")

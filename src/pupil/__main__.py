@@ -1,4 +1,4 @@
-"""The command line, `python -m pupil`: list, explain, check, recipe, pipeline, sync, why, resolve, import, export, doctor."""
+"""The command line, `python -m pupil`: list, explain, check, profile, recipe, pipeline, sync, why, resolve, doctor, ..."""
 
 import argparse
 import json
@@ -36,7 +36,11 @@ def main() -> None:
             case "check":
                 from pupil.inspection import check as inspect
 
-                launch_with(args.overrides, inspect)
+                launch_with(args.overrides, lambda settings: inspect(settings, timed=True))
+            case "profile":
+                from pupil.profiling import profile
+
+                launch_with(args.overrides, profile)
             case "recipe":
                 from pupil.recipes import use
 
@@ -84,6 +88,8 @@ def arguments() -> argparse.Namespace:
     which.add_argument("--markdown", action="store_true", help="all cards as a page: docs/methods.md")
     check = commands.add_parser("check", help="build everything that params.yaml asks for, without training")
     check.add_argument("overrides", nargs="*", help="key=value, such as 'methods=[thkd]'")
+    timing = commands.add_parser("profile", help="where the time of a configured distillation's steps goes, measured")
+    timing.add_argument("overrides", nargs="*", help="as of stages/distill.py, such as distill.method=simkd loader=workers")
     recipe = commands.add_parser("recipe", help="write a published pair's recipe into params.yaml; alone: list all")
     recipe.add_argument("name", nargs="?", help="SYSTEM/TABLE/TEACHER-STUDENT; SYSTEM or SYSTEM/TABLE lists those")
     recipe.add_argument("--show", action="store_true", help="say what would change, and change nothing")

@@ -13,11 +13,11 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pupil import disk, distributed
+from pupil import disk, distributed, sweep
 from pupil.aliases import unfolds
 from pupil.checks import check
 from pupil.jsonfile import read_json
@@ -99,6 +99,7 @@ def launch_hydra(stage: Callable[[Settings], None], argv: list[str]) -> None:
     try:
         import hydra
         from hydra.core.config_store import ConfigStore
+        from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -111,15 +112,20 @@ def launch_hydra(stage: Callable[[Settings], None], argv: list[str]) -> None:
     quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
     ConfigStore.instance().store("pupil", {"defaults": ["_self_", *quiet], "hydra": clutter, **base})
 
+    elsewhere, script = sweep.launcher(argv), sys.argv[0]
+
     def job(cfg: Any) -> None:
-        with user_errors():
-            stage(resolve(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)), given))
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
+        command = [script, *HydraConfig.get().overrides.task]
+        with user_errors() if elsewhere is None else sweep.in_a_job(command, tree["processes"]):
+            stage(resolve(tree, given))
 
     job.__module__ = "__main__"  # else Hydra takes the folders of src/pupil for option groups and refuses methods=[kd]
     sys.argv[1:] = argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base=None, config_path=None, config_name="pupil")(job)()
+        with nullcontext() if elsewhere is None else sweep.submitting(elsewhere, ROOT):
+            hydra.main(version_base=None, config_path=None, config_name="pupil")(job)()
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(str(e)) from None
 

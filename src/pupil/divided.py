@@ -103,20 +103,45 @@ class Gather(Function):
         return ctx.shares.of_own(grads[0]) * len(ctx.shares.sizes), None
 
 
-class Exchange(Function):
-    """(n,) of each process -> (W, n), the same on all; the gradient comes from all."""
+class Norm(Function):
+    """Batch norm of the own rows by the statistics of all of them; the gradient of these comes from all processes."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        got = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(got, own)
-        return torch.stack(got)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, n: int, eps: float) -> Tensor:
+        """`mean`, `var` (C,): of all processes; `n`: numbers of each channel that they are of."""
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.n, ctx.eps = n, eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """With y = w z + b and z = (x - mean) r: dx = w r (dy - <dy> - z <dy z>), the means <> over all processes."""
+        x, weight, mean, var = ctx.saved_tensors
+        about = (weight, mean, var, None, None, False, ctx.eps, [True] * 3)
+        dx, dw, db = torch.ops.aten.native_batch_norm_backward(grads[0], x, *about)  # those of fixed statistics
+        total = torch.cat([db, dw])
         dist.all_reduce(total)
-        return total[dist.get_rank()]
+        r = (var + ctx.eps).rsqrt()
+        plain, along = (weight * r * total.view(2, -1) / ctx.n).unbind()
+        slope = (-along * r).to(dx.dtype)
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        dx = dx.add((along * r * mean - plain).to(dx.dtype).view(shape)).addcmul_(x, slope.view(shape))
+        return dx, dw, db, None, None, None, None
+
+
+def statistics(x: Tensor, shares: Shares) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance (C,) over all processes' rows, and of how many numbers.  Two passes: on a CPU var_mean is slow."""
+    rest = [d for d in range(x.dim()) if d != 1]
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    own_mean = x.mean(rest)
+    own = torch.cat([own_mean, (x - own_mean.view(shape)).square_().mean(rest)])
+    got = [torch.empty_like(own) for _ in shares.sizes]
+    dist.all_gather(got, own)
+    means, variances = torch.stack(got).chunk(2, 1)  # (W, C) each
+    share = x.new_tensor(shares.sizes)[:, None] / shares.rows
+    mean = (share * means).sum(0)
+    var = (share * (variances + (means - mean).square())).sum(0)
+    return mean, var, x.numel() // x.shape[1] // len(x) * shares.rows
 
 
 class AsWhole(TorchFunctionMode):
@@ -146,20 +171,14 @@ class AsWhole(TorchFunctionMode):
         if not training:
             return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        own_var, own_mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        means, variances = cast(Tensor, Exchange.apply(torch.cat([own_mean, own_var]))).chunk(2, 1)  # (W, C) each
-        share = x.new_tensor(self.shares.sizes)[:, None] / self.shares.rows
-        mean = (share * means).sum(0)
-        var = (share * (variances + (means - mean).square())).sum(0)
-        if running_mean is not None and running_var is not None:
-            n = x.numel() // x.shape[1] // len(x) * self.shares.rows
-            with torch.no_grad():
+        with torch.no_grad():
+            mean, var, n = statistics(x, self.shares)
+            if running_mean is not None and running_var is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_(var.to(running_var.dtype) * n / (n - 1), momentum)
-        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
+        weight = torch.ones_like(mean) if weight is None else weight
+        bias = torch.zeros_like(mean) if bias is None else bias
+        return cast(Tensor, Norm.apply(x, weight, bias, mean, var, n, eps)).to(input.dtype)
 
     def dropout(self, kind: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         whole, own = self.room(input)

@@ -1,13 +1,16 @@
-"""`python -m pupil check`: everything of the configuration is built and stepped once, nothing is trained or written."""
+"""`python -m pupil check`: everything of the configuration is built and stepped, nothing is trained or written."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from pupil import measures
-from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
-from pupil.data import SOURCES, Data, load
-from pupil.data.classes import class_sets
+from pupil import estimate, measures
+from pupil.assemble import build_method, crosses_tasks, refuse_other_classes, student
+from pupil.data.memory import choose
+from pupil.data.prepare import recipe
 from pupil.feeds import pick_device
 from pupil.fit import refuse_batch_of_one
 from pupil.imported import look
@@ -17,31 +20,63 @@ from pupil.methods.base import Method
 from pupil.models.external import unwatched
 from pupil.models.taps import External
 from pupil.net import Net, cut, probe
+from pupil.outline import Outline, outline_of
 from pupil.recipes import told
 from pupil.room import need
-from pupil.settings import Settings, plain
+from pupil.settings import Settings
 from pupil.types import UserError
 
-
-class Outline(NamedTuple):
-    """What can be known of the data before it is prepared."""
-
-    classes: int
-    teacher_classes: int
-    apart: bool  # whether the teachers have classes of their own
-    kept: list[int] | None  # where the students' are among these, if they are
-    image_size: int
-    training_images: int
-    about: str
+Built = tuple[Method | Alone, Net | None]  # what is trained, its teacher
 
 
-def check(settings: Settings) -> None:
-    """Prints networks, taps, methods and memory; raises UserError at the first thing that cannot work."""
+class Trial(NamedTuple):
+    """Trainings that differ in their seed alone."""
+
+    title: str
+    number: int
+    settings: Settings  # with their own optim
+    build: Callable[[], Built]
+
+
+def tell_disk(settings: Settings, outline: Outline, networks: list[tuple[int, int]]) -> None:
+    """`networks`: (bytes of the weights, how many of them)."""
+    stored = sum(outline.images.values()) * 3 * outline.image_size**2
+    print(choose(settings.loader, stored, pick_device(settings.device), recipe(settings.data).crop == "resized").why)
+    print(estimate.disk(settings, outline.images, outline.apart, outline.classes, networks))
+
+
+def tell_time(trials: list[Trial], outline: Outline, device: torch.device) -> None:
+    """Measures a few steps of each."""
+    print("steps, measured with made images:")
+    whole = 0.0
+    for title, number, settings, build in trials:
+        method, teacher = build()
+        pace = estimate.pace(method, teacher, settings, outline.image_size, outline.classes, device)
+        epochs = sum(phase.epochs or settings.optim.epochs for phase in method.phases())
+        epoch = pace.of(outline.training_images)
+        whole += number * epochs * epoch
+        one = f"{estimate.length(epoch)} an epoch, {estimate.length(epochs * epoch)} for {epochs} epochs"
+        print(f"  {title}: {pace}, {one}", flush=True)
+    n = sum(trial.number for trial in trials)
+    print(f"time: {estimate.length(whole)} for {n} trainings one after the other on {device}, all epochs like a method's last;")
+    print("  loading, validation, compiling and prepare come on top (`python -m pupil profile` measures with loading)")
+
+
+def check(settings: Settings, timed: bool = False) -> None:
+    """Prints networks, taps, methods, memory and disk; raises UserError at the first thing that cannot work.
+
+    `timed`: measures a few steps of everything too, and foretells the time.
+    """
     pick_device(settings.device)
     told(settings.recipe)  # refuses an unknown one
     outline = outline_of(settings)
     print(outline.about)
-    labels = torch.arange(outline.training_images) % outline.classes
+    trials, networks = list[Trial](), list[tuple[int, int]]()
+
+    def add(trial: Trial, student: Net) -> None:
+        trials.append(trial)
+        networks.append((estimate.nbytes(student.state_dict().values()), trial.number))
+
     for role, names in (("teacher", settings.teachers), ("student", settings.students)):
         for name in names:
             print_network(role, name, outline.teacher_classes if role == "teacher" else outline.classes, outline.image_size)
@@ -50,11 +85,15 @@ def check(settings: Settings) -> None:
     for name in dict.fromkeys(settings.students):
         alone = Alone(student(name, outline.classes, 0, outline.image_size))
         print_step(f"{name} alone", alone, None, outline, settings.optim.batch_size)
+        if settings.student.checkpoint is None:
+            add(Trial(f"{name} alone", len(settings.seeds), settings, partial(bare, name, outline)), alone.student)
     for teacher_name in settings.teachers:
         teacher = student(teacher_name, outline.teacher_classes, 0, outline.image_size).eval().requires_grad_(False)
         if not outline.apart and settings.teacher.checkpoint is None:
             each = outline.training_images, outline.image_size, settings.teacher.optim.batch_size, "teacher.optim.batch_size"
             refuse_batch_of_one(Alone(teacher), None, *each)
+            theirs = replace(settings, optim=settings.teacher.optim)
+            add(Trial(f"teacher {teacher_name}", 1, theirs, partial(bare, teacher_name, outline)), teacher)
         if outline.kept is not None:
             cut(teacher, outline.kept)
         for name in settings.students:
@@ -62,15 +101,29 @@ def check(settings: Settings) -> None:
                 other_classes = outline.apart and outline.kept is None
                 if other_classes and not crosses_tasks(method_name, settings.hp[method_name]):
                     refuse_other_classes(method_name, settings.hp[method_name])
-                net = student(name, outline.classes, 0, outline.image_size)
-                hp, batch_size = settings.hp[method_name], settings.optim.batch_size
-                method = build_method(method_name, net, teacher, outline.image_size, labels, hp, 0, batch_size)
+                title, build = f"{name} by {method_name} from {teacher_name}", partial(cell, settings, outline, teacher)
+                method, _ = build(name, method_name)
                 if settings.views is not None:
                     refuse_readers(method_name, method, settings.views, outline.image_size)
-                print_step(f"{name} by {method_name} from {teacher_name}", method, teacher, outline, batch_size)
+                print_step(title, method, teacher, outline, settings.optim.batch_size)
+                add(Trial(title, len(settings.seeds), settings, partial(build, name, method_name)), method.student)
     check_shkd(settings, outline)
+    tell_disk(settings, outline, networks)
+    if timed:
+        tell_time(trials, outline, pick_device(settings.device))
     n = count(settings)
     print(f"fine: {n} trainings are configured")
+
+
+def bare(name: str, outline: Outline) -> Built:
+    return Alone(student(name, outline.classes, 0, outline.image_size)), None
+
+
+def cell(settings: Settings, outline: Outline, teacher: Net, name: str, method: str) -> tuple[Method, Net]:
+    hp, batch_size = settings.hp[method], settings.optim.batch_size
+    labels = torch.arange(estimate.few(outline.training_images, batch_size)) % outline.classes
+    net = student(name, outline.classes, 0, outline.image_size)
+    return build_method(method, net, teacher, outline.image_size, labels, hp, 0, batch_size), teacher
 
 
 def count(s: Settings) -> int:
@@ -106,56 +159,6 @@ def check_shkd(settings: Settings, outline: Outline) -> None:
                 )
 
 
-def outline_of(settings: Settings) -> Outline:
-    """From the prepared data if it is there, else from the source, without downloading anything."""
-    config, source = settings.data, SOURCES[settings.data.name]
-    content = source.load(config) if source.classes is None else None  # lists the files, reads none
-    folder = find(settings.prepared)
-    if (folder / "manifest.json").exists():
-        m = load(folder).manifest
-        if m["config"] == plain(config):
-            if content is not None and m.get("fingerprint") != content.fingerprint:
-                raise UserError(
-                    f"the images in {config.path} have changed since they were prepared; run dvc repro --force prepare"
-                )
-            theirs, apart = m["teacher_classes"] or m["classes"], bool(m["teacher_classes"])
-            kept = outputs(theirs, m.get("unmerged", m["classes"])) if apart else None
-            about = f"{len(m['classes'])} classes{beside(len(theirs), apart, kept)}"
-            text = f"data: {m['name']}, {about}, {m['counts']} images of {m['image_size']} pixels, prepared"
-            return Outline(len(m["classes"]), len(theirs), apart, kept, m["image_size"], m["counts"]["train"], text)
-    names = tuple(str(k) for k in range(source.classes or 0)) if content is None else content.classes
-    lists = [given for given in (config.classes, config.teacher_classes) if isinstance(given, tuple)]
-    if content is None and any(isinstance(name, str) for given in lists for name in given):
-        classes = how_many(config.classes, len(names))  # the names are known when the data are there
-        apart = config.teacher_classes is not None
-        theirs = how_many(config.teacher_classes, len(names)) if apart else classes
-        kept = guess(config, theirs, classes) if apart else None
-    else:
-        sets = class_sets(config, names)
-        classes, theirs, apart = len(sets.student), len(sets.teacher), sets.apart
-        kept = outputs(sets.teacher, sets.student) if apart else None
-    images = config.train_images or (config.per_class or 50) * classes
-    about = f"{classes} classes{beside(theirs, apart, kept)}"
-    text = f"data: {config.name}, {about}, images of {config.image_size} pixels; not prepared yet"
-    return Outline(classes, theirs, apart, kept, config.image_size, images, text)
-
-
-def how_many(given: int | str | tuple[int | str, ...] | None, of: int) -> int:
-    return len(given) if isinstance(given, tuple) else given if isinstance(given, int) else of
-
-
-def guess(config: Data, theirs: int, classes: int) -> list[int] | None:
-    """`Outline.kept` before the names are known; where that leaves it open, as if the students' were there."""
-    ours, given = config.classes, config.teacher_classes
-    if isinstance(ours, tuple) and isinstance(given, tuple) and len({type(name) for name in (*ours, *given)}) == 1:
-        return outputs(given, ours)
-    return list(range(classes)) if classes <= theirs else None
-
-
-def beside(classes: int, apart: bool, kept: list[int] | None) -> str:
-    return f" (teachers: {classes} {'of their own' if kept is None else 'and these among them'})" if apart else ""
-
-
 def print_network(role: str, name: str, classes: int, image_size: int) -> None:
     net = student(name, classes, 0, image_size)
     f = probe(net, image_size)
@@ -175,8 +178,9 @@ def print_step(title: str, method: Method | Alone, teacher: Net | None, outline:
     extra = trained_beside(method)
     about = f"{sum(p.numel() for p in extra):,} parameters beside the student, " if extra else ""
     names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())
-    memory = f"{found.at(batch_size) / 2**20:,.0f} MiB to train at batch size {batch_size}"
-    print(f"{title}: loss {names}; {about}about {memory}")
+    built, kept = estimate.few(outline.training_images, batch_size), round(found.image * batch_size)
+    memory = estimate.memory(method, teacher, kept, built, outline.training_images)
+    print(f"{title}: loss {names}; {about}about {memory} to train at batch size {batch_size}")
 
 
 def trained_beside(method: Method | Alone) -> list[Any]:

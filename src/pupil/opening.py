@@ -15,7 +15,6 @@ from pupil.machine import describe
 from pupil.places import Where
 from pupil.record import Record, environment, flatten, read, sha256
 from pupil.settings import Settings, plain
-from pupil.speed import Speed
 from pupil.tracking import Stream, parent_from_environment
 
 
@@ -25,11 +24,11 @@ def open_record(
     settings: Settings,
     place: Where,
     device: torch.device,
-    speed: Speed | None = None,
+    how: Mapping[str, str] = {},
     known: Mapping[str, Any] = {},
     lines: str = "",
 ) -> tuple[Record, Stream]:
-    """`known` and `lines`: facts and metrics of an earlier attempt."""
+    """`how`: by which means it is trained, where it is; `known` and `lines`: facts and metrics of an earlier attempt."""
     facts = {
         "stage": job.stage,
         "name": job.title,
@@ -37,7 +36,7 @@ def open_record(
             **flatten(job.params),
             **flatten({"data": data.manifest["config"]}),
             "protocol.deploy": settings.protocol.deploy,
-            **({} if speed is None else {"speed": str(speed)}),  # an import trains nothing
+            **how,
         },
         "seeds": ({} if job.imported else {"network": job.seed, "batches": job.seed}) | {"data": settings.data.seed},
         "inputs": {

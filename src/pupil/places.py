@@ -48,7 +48,7 @@ def where(settings: Settings, stage: str) -> Where:
 
 def fresh(stage: str) -> Path:
     """A folder of its own for a run by hand, below the checkout."""
-    return HOME / "runs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    return HOME / "runs" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
 
 
 def empty_or_new(path: Path) -> None:

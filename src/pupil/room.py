@@ -34,20 +34,23 @@ def need(method: Method | Alone, teacher: Net | None, classes: int, image_size: 
     """Of the hungriest phase, by one step on two images; and the terms of the last phase.  It leaves the method changed."""
     images = torch.randn(PROBES, 3, image_size, image_size)
     batch = Batch(images, torch.arange(PROBES) % classes, torch.arange(PROBES), strong=images)
+    modules = [method] if teacher is None else [method, teacher]
+    own = {tensor.untyped_storage().data_ptr() for m in modules for tensor in (*m.parameters(), *m.buffers())}
     weights = total(method.parameters()) + total(method.buffers())
     t, most, terms = None if teacher is None else teacher.features(images), 0.0, {}
     for phase in method.phases():
         kept: dict[int, int] = {}
 
         def pack(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            if (place := x.untyped_storage().data_ptr()) not in own:
+                kept[place] = x.untyped_storage().nbytes()
             return x
 
         activate(method, phase)
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-6)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             terms = step(method, t, batch, phase, optimizer)
-        most = max(most, sum(kept.values()) - weights)
+        most = max(most, sum(kept.values()))
     return Need(3 * weights, most / PROBES), terms
 
 

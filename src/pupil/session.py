@@ -78,7 +78,8 @@ def train_group(
     for seat, lines in zip(seats, [""] * len(seats) if point is None else point["lines"], strict=True):
         clear(seat)
         known = {"uid": seat.uid, "started": keeper.claim["started"]}
-        records.append(open_record(seat.job, data, settings, seat.place, device, speed, known, lines))
+        how = {"speed": str(speed), "loader": type(feeds.train).__name__.lower()}
+        records.append(open_record(seat.job, data, settings, seat.place, device, how, known, lines))
     if point is not None:
         print(f"{title}: goes on from epoch {point['states'][0]['place'][2]}", flush=True)
 

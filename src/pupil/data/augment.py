@@ -22,6 +22,8 @@ class Augment(NamedTuple):
     pad: int = 0  # pixels of zeros around the image that is cropped
     flip: bool = False
     crop: str = "pad"  # or resized: of the encoded image, by pupil.data.resized
+    scale: tuple[float, ...] = (0.08, 1.0)  # resized: share of the image's area, from, to
+    ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # resized: width / height, from, to
 
 
 class Moves(NamedTuple):

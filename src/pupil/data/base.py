@@ -38,6 +38,10 @@ class Data:
     unreadable: str = "stop"  # stop | drop: what to do about images that cannot be read
     crop: str | None = None  # pad | resized (random resized crops; image files alone); None: the source's own recipe
     pad: int | None = None  # random crop after this zero padding, pixels; None: the source's own recipe
+    scale: tuple[float, ...] | None = (
+        None  # of random resized crops: share of the image's area, from, to; None: the source's own
+    )
+    ratio: tuple[float, ...] | None = None  # of random resized crops: width / height, from, to; None: the source's own
     flip: bool | None = None  # random horizontal flip; None: the source's own recipe
     seed: int = 0  # of every draw above
 

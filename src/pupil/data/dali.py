@@ -81,7 +81,7 @@ class Dali(Batches):
             windows, flips = whole, torch.zeros(len(ids), dtype=torch.bool)
             regions = torch.tensor([centre(w, h, images.side) for w, h in images.sizes[ids].tolist()])
         else:
-            windows, flips = cuts(images.sizes[ids], self.augment.flip, self.drawn, number, ids)
+            windows, flips = cuts(images.sizes[ids], self.augment, self.drawn, number, ids)
             regions = torch.cat([torch.zeros(len(ids), 2), windows[:, 2:]], 1)
         places = {"starts": windows[:, :2].int(), "shapes": windows[:, 2:].int(), "from": regions[:, :2], "to": regions[:, 2:]}
         return found | {name: list(part.numpy()) for name, part in places.items()} | {"flips": numbers(flips)}

@@ -54,8 +54,9 @@ def least_per_class(config: Data, part: str) -> int:
 
 
 def shuffled_members(pool: Pool, chosen: list[int], generator: torch.Generator) -> list[Tensor]:
-    members = [(pool.labels == k).nonzero().flatten() for k in chosen]
-    return [ids[torch.randperm(len(ids), generator=generator)] for ids in members]
+    order, counts = pool.labels.argsort(stable=True), pool.labels.bincount(minlength=max(chosen) + 1)
+    members = order.split(counts.tolist())
+    return [members[k][torch.randperm(len(members[k]), generator=generator)] for k in chosen]
 
 
 def split_sizes(config: Data, parts: list[str], total: int, least: int, rest_is_test: bool) -> list[int]:

@@ -128,22 +128,22 @@ class FileWriter(Writer):
 
     def __init__(self, path: Path, most: int, size: int) -> None:
         super().__init__(path, most, size)
-        self.ends: list[int] = []
+        self.ends: list[Tensor] = []  # of each block
         self.sizes: list[Tensor] = []
 
     def add(self, images: Images, wanted: Tensor) -> None:
-        for i in wanted.nonzero().flatten().tolist():
-            self.append(images.files[i])
-            self.ends.append(self.length)
-            self.sizes.append(images.sizes[i])
-        self.count = len(self.ends)
+        files = [images.files[i] for i in wanted.nonzero().flatten().tolist()]
+        self.ends.append(self.length + torch.tensor([len(file) for file in files], dtype=torch.int64).cumsum(0))
+        self.sizes.append(images.sizes[wanted])
+        self.append(b"".join(files))
+        self.count += len(files)
 
     @property
     def shape(self) -> list[int]:
         return [self.length]
 
     def beside(self) -> dict[str, Tensor]:
-        return {"ends": torch.tensor(self.ends), "sizes": torch.stack(self.sizes)} if self.ends else {}
+        return {"ends": torch.cat(self.ends), "sizes": torch.cat(self.sizes)} if self.count else {}
 
 
 def open_split(path: Path) -> Split:

@@ -77,7 +77,8 @@ def read(
         present[name] = classes[fine].bincount(minlength=len(chosen))
         for folder, writer in writers.items():
             kept = (fine & (labels[folder] >= 0)).nonzero().flatten()
-            seen = Seen([names[i] for i in kept], sizes[kept], [marks[i] for i in kept])
+            places = kept.tolist()
+            seen = Seen([names[i] for i in places], sizes[kept], [marks[i] for i in places])
             digest = writer.finish(labels[folder][kept], ids[kept])
             found.folders[folder][name] = Gathered(seen, labels[folder][kept], digest)
     if config.unreadable == "stop" and found.unreadable:

@@ -153,6 +153,16 @@ def check(config: Data) -> None:
         raise UserError(f"data.crop is {config.crop!r}: pad (crops after padding) or resized (random resized crops)")
     if config.pad and config.crop == "resized":
         raise UserError(f"data.pad is {config.pad}, which random resized crops do not have; leave it out, or use data.crop=pad")
+    for key, most in (("scale", 1.0), ("ratio", math.inf)):
+        ends = getattr(config, key)
+        if ends is not None and not (len(ends) == 2 and 0 < ends[0] <= ends[1] <= most):
+            raise UserError(
+                f"data.{key} is {list(ends)}: from and to, such as {list(Augment._field_defaults[key])}, are needed"
+            )
+        if ends is not None and config.name in SOURCES and recipe(config).crop != "resized":
+            raise UserError(
+                f"data.{key} is of random resized crops, and these are padded; leave it out, or use data.crop=resized"
+            )
     for a, b in (
         ("per_class", "train_images"),
         ("folds", "val_images"),
@@ -174,7 +184,7 @@ def recipe(config: Data) -> Augment:
     own = SOURCES[config.name].augment
     crop = config.crop or ("pad" if config.pad else own.crop)
     pad, flip = own.pad if config.pad is None else config.pad, own.flip if config.flip is None else config.flip
-    return Augment(0 if crop == "resized" else pad, flip, crop)
+    return Augment(0 if crop == "resized" else pad, flip, crop, config.scale or own.scale, config.ratio or own.ratio)
 
 
 def check_place(out: Path) -> None:
@@ -204,7 +214,9 @@ def describe(config: Data, classes: list[str], found: dict[str, Gathered], momen
         "class_counts": {name: part.labels.bincount(minlength=len(classes)).tolist() for name, part in found.items()},
         "mean": mean,
         "std": std,
-        "augment": recipe(config)._asdict(),
+        "augment": {
+            k: v for k, v in recipe(config)._asdict().items() if config.crop == "resized" or k in ("pad", "flip", "crop")
+        },
         "sha256": {name: part.sha256 for name, part in found.items()},
     }
 

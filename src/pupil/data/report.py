@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,11 +60,14 @@ def native_sizes(sizes: Tensor) -> dict[str, list[int]]:
 
 def duplicates(seen: Mapping[str, Seen], labels: Mapping[str, Tensor], most: int = 10) -> dict[str, Any]:
     """within: images that repeat an earlier one of their split; across: images of the second split that the first has."""
-    places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
-    for split, s in seen.items():
-        for i, mark in enumerate(s.marks):
-            places[mark].append((split, i))
-    groups = [group for group in places.values() if len(group) > 1]
+    where = [(split, len(s.marks)) for split, s in seen.items()]
+    _, kind, counts = np.unique([mark for s in seen.values() for mark in s.marks], return_inverse=True, return_counts=True)
+    starts = np.cumsum([0, *(n for _, n in where)])
+    places: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for at in np.flatnonzero(counts[kind] > 1).tolist():  # few of many
+        home = int(np.searchsorted(starts, at, "right")) - 1
+        places[int(kind[at])].append((where[home][0], at - int(starts[home])))
+    groups = list(places.values())
     within, across, mixed = dict.fromkeys(seen, 0), {f"{a}-{b}": 0 for a, b in combinations(seen, 2)}, 0
     for group in groups:
         number = {split: sum(home == split for home, _ in group) for split in seen}

@@ -1,7 +1,7 @@
 """Random resized crops for training, and the evaluation that goes with them: the shorter side resized, the centre cut out.
 
-Both are torchvision's, to the bit (RandomResizedCrop with its default area and aspect; Resize 256, CenterCrop 224, and the
-same proportion at other sizes), but that the numbers drawn are those of pupil.data.augment.
+Both are torchvision's, to the bit (RandomResizedCrop, by default with its default scale and ratio; Resize 256, CenterCrop 224,
+and the same proportion at other sizes), but that the numbers drawn are those of pupil.data.augment.
 """
 
 import math
@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pupil.data.augment import VIEW, uniform
+from pupil.data.augment import VIEW, Augment, uniform
 
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # share of the image's area; width / height
 TRIES = 10
 
 
@@ -24,23 +23,24 @@ class Cuts(NamedTuple):
     flips: Tensor  # (B,) bool
 
 
-def cuts(sizes: Tensor, flip: bool, seed: int, epoch: int, ids: Tensor, stream: int = VIEW) -> Cuts:
+def cuts(sizes: Tensor, augment: Augment, seed: int, epoch: int, ids: Tensor, stream: int = VIEW) -> Cuts:
     """sizes (B, 2) int64: width and height of the images `ids` (B,); on the CPU."""
     u = uniform(seed, epoch, ids, 2 * TRIES + 3, stream)
+    (least, most), (narrow, wide) = augment.scale, augment.ratio
     w, h = sizes.double().T[:, :, None]
-    area = w * h * (AREA[0] + (AREA[1] - AREA[0]) * u[:, :TRIES])
-    low, high = map(math.log, ASPECT)
+    area = w * h * (least + (most - least) * u[:, :TRIES])
+    low, high = math.log(narrow), math.log(wide)
     aspect = (low + (high - low) * u[:, TRIES : 2 * TRIES]).exp()
     width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (width > 0) & (width <= w) & (height > 0) & (height <= h)
     first = fits.long().argmax(1, keepdim=True)  # the first try that fits
     found = fits.any(1)
     w, h = w[:, 0], h[:, 0]
-    width = torch.where(found, width.gather(1, first)[:, 0], torch.minimum(w, (h * ASPECT[1]).round()))
-    height = torch.where(found, height.gather(1, first)[:, 0], torch.minimum(h, (w / ASPECT[0]).round()))
+    width = torch.where(found, width.gather(1, first)[:, 0], torch.minimum(w, (h * wide).round()))
+    height = torch.where(found, height.gather(1, first)[:, 0], torch.minimum(h, (w / narrow).round()))
     top, left = (u[:, -3:-1].T * torch.stack([h - height + 1, w - width + 1])).floor()
     top, left = torch.where(found, top, ((h - height) / 2).floor()), torch.where(found, left, ((w - width) / 2).floor())
-    return Cuts(torch.stack([top, left, height, width], 1).long(), (u[:, -1] < 0.5) & flip)
+    return Cuts(torch.stack([top, left, height, width], 1).long(), (u[:, -1] < 0.5) & augment.flip)
 
 
 def cut(image: Image.Image, window: list[int], flip: bool, size: int) -> Image.Image:

@@ -59,7 +59,7 @@ class Made(Dataset[tuple[Tensor, ...]]):
             return self.padded(images.read(ids), number, ids, stream) if self.seed is not None else images.read(ids)
         if self.seed is None:
             return images.read(ids)
-        windows, flips = cuts(images.sizes[ids], self.augment.flip, self.seed, number, ids, stream)
+        windows, flips = cuts(images.sizes[ids], self.augment, self.seed, number, ids, stream)
         each = zip(images.files(ids.tolist()), windows.tolist(), flips.tolist(), strict=True)
         return torch.stack([as_tensor(cut(opened(raw), window, flip, side)) for raw, window, flip in each])
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Where the time of a training step goes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from pupil.fit import Teach, step
+from pupil.methods.base import Phase
+from pupil.types import Batch
 
 PARTS = ("waiting for a batch", "teacher", "student forward", "loss", "backward", "optimiser", "rest")
 
@@ -41,6 +45,27 @@ class Parts:
                 return call(*args, **kwargs)
 
         return run
+
+    def step(self, method: Any, teach: Teach, batch: Batch, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+        """The step of `pupil.fit`, taken apart; of DOT the backward passes include the update."""
+        if not self.on:
+            step(method, teach(batch), batch, phase, optimizer)
+            return
+        with self("teacher"):
+            t = teach(batch)
+        student, plain, descent = method.student, torch.Tensor.backward, "descend" if hasattr(optimizer, "descend") else "step"
+        backward, update = self.timed(plain, "backward", "rest"), getattr(optimizer, descent)
+        try:
+            torch.Tensor.backward = lambda *args, **kwargs: backward(*args, **kwargs)  # type: ignore[method-assign]
+            setattr(optimizer, descent, self.timed(update, "optimiser" if descent == "step" else "backward", "rest"))
+            student.__dict__["features"] = self.timed(student.features, "student forward", "loss")
+            method.__dict__["forward"] = self.timed(method.forward, "loss", "rest")
+            with self("rest"):
+                step(method, t, batch, phase, optimizer)
+        finally:
+            torch.Tensor.backward = plain  # type: ignore[method-assign]
+            setattr(optimizer, descent, update)
+            del student.__dict__["features"], method.__dict__["forward"]
 
     def table(self, steps: int) -> list[str]:
         """Lines: milliseconds per step and share; the last says what the run is bound by."""
