@@ -5,7 +5,7 @@ from typing import Any
 MOST = 100_000  # keys and values
 
 
-def unfolds(text: str) -> bool:
+def unfolds(text: bytes) -> bool:
     """Whether a page has more than `MOST` keys and values, each alias written out; what is no YAML has none."""
     import yaml
 

@@ -205,9 +205,9 @@ def read_params(path: Path) -> dict[str, Any]:
 
     if path.is_file() and path.stat().st_size > MOST:
         raise UserError(f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: it is no page of settings")
+    if path.is_file() and unfolds(path.read_bytes()):
+        raise UserError(f"{path.name}: its aliases (*name) unfold to more than a page of settings; write the values out")
     try:
-        if path.is_file() and unfolds(path.read_text()):
-            raise UserError("its aliases (*name) unfold to more than a page of settings")
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise UserError(f"{path.name} is not there: run inside a checkout of pupil") from None
