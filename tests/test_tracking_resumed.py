@@ -28,9 +28,7 @@ def resumed(folder: Path, uid: str, started: float, upto: int, changed: Callable
     """What a training that goes on after epoch `upto` writes: the same uid, the epochs until then, the others once more."""
     kept = "".join(f"{line}\n" for line in (folder / "metrics.jsonl").read_text().splitlines()[:upto])
     shutil.rmtree(folder)  # as DVC does before a stage
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text(kept)
-    return Record(folder, facts(uid=uid, started=started), changed)
+    return Record(folder, facts(uid=uid, started=started), changed, kept)
 
 
 def steps(home: Path) -> tuple[str, dict[str, list[int]]]:

@@ -93,6 +93,8 @@ r = record.Record(folder, {"stage": "train", "name": folder.name, "params": {"lr
 for step in range(1, 21):
     r.log({"loss": 1 / step, "val/top1": step}, step)
     time.sleep(pause)
+    while step == 10 and sys.argv[4:] and not Path(sys.argv[4]).exists():
+        time.sleep(0.1)
 r.finish({"test/top1": 1.0}, {})
 start = time.monotonic()
 stream.close()
@@ -100,8 +102,18 @@ print("closed", time.monotonic() - start, time.time(), flush=True)
 """
 
 
-def train(home: Path, folder: Path, seconds: float = 0.4, **env: str) -> subprocess.Popen[str]:
-    """A process that writes a record of 20 epochs, with its stream."""
-    command = [sys.executable, "-W", "error::DeprecationWarning:pupil", "-c", TRAIN, str(home), str(folder), str(seconds)]
+def train(home: Path, folder: Path, seconds: float = 0.4, halt: Path | None = None, **env: str) -> subprocess.Popen[str]:
+    """A process that writes a record of 20 epochs, with its stream; after ten it waits until the file `halt` is there."""
+    command = [
+        sys.executable,
+        "-W",
+        "error::DeprecationWarning:pupil",
+        "-c",
+        TRAIN,
+        str(home),
+        str(folder),
+        str(seconds),
+        *([str(halt)] if halt else []),
+    ]
     full = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(SRC), os.environ.get("PYTHONPATH")))), **env}
     return subprocess.Popen(command, env=full, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
