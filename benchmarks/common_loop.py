@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.literal import softened_kl
+from benchmarks.literal_maps import LITERAL
 from benchmarks.parts import Parts
 from pupil.methods.base import Method
-from pupil.types import Features
+from pupil.types import Batch, Features
 
 Example = tuple[Tensor, int, int]
 
@@ -42,7 +43,7 @@ class Images(Dataset[Example]):
 
 
 class CommonLoop:
-    """`kd` or `simkd`, step by step, with SGD at the usual settings."""
+    """A method, step by step, with SGD at the usual settings; `alone`: a student by itself."""
 
     def __init__(self, name: str, method: Method, data: Images, batch: int, workers: int, device: torch.device) -> None:
         self.name, self.method, self.device = name, method, device
@@ -52,21 +53,28 @@ class CommonLoop:
     def batches(self) -> Iterator[Any]:
         return iter(self.loader)
 
-    def loss(self, s: Features, t: Features, labels: Tensor) -> Tensor:
+    def loss(self, s: Features, t: Features | None, labels: Tensor, ids: Tensor) -> Tensor:
+        if t is None:
+            return F.cross_entropy(s.logits, labels)
         hp = self.method.hp
         if self.name == "simkd":
             return ((s.last - t.last) ** 2).mean()
-        return hp.ce * F.cross_entropy(s.logits, labels) + hp.kl * softened_kl(s.logits, t.logits, hp.T)
+        total = hp.ce * F.cross_entropy(s.logits, labels)
+        if hp.kl:
+            total = total + hp.kl * softened_kl(s.logits, t.logits, hp.T)
+        if hp.beta:
+            total = total + hp.beta * LITERAL[self.name](self.method, s, t, Batch(s.logits, labels, ids))
+        return total
 
     def step(self, batch: Any, parts: Parts) -> None:
-        images, labels = (x.to(self.device) for x in batch[:2])
-        self.method.student.train()
+        images, labels, ids = (x.to(self.device) for x in batch)
+        self.method.train()
         with torch.no_grad(), parts("teacher"):
-            t = self.method.teacher.features(images)
+            t = None if self.name == "alone" else self.method.teacher.features(images)
         with parts("student forward"):
             s = self.method.student.features(images)
         with parts("loss"):
-            loss = self.loss(s, t, labels)
+            loss = self.loss(s, t, labels, ids)
         with parts("backward"):
             self.optimizer.zero_grad()
             loss.backward()

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -83,7 +83,7 @@ def main() -> None:
                 row = {"pair": PAIRS[pair], "method": title, "ms": ms, "ratio": wall, "quartiles": wall_range}
                 rows.append(row | {"processor_ms": ms_cpu, "processor_ratio": cpu, "processor_quartiles": cpu_range})
             if args.views:
-                rows[-1] |= worth(found["filling"], *ours, args.views)
+                rows[-1] |= worth(found["filling"], ours[0], ours[1], args.views)
                 lines.append(f"{pair}, {name}: {told(rows[-1], args.views)}")
             lines += found["profiles"]
     print("", *lines, sep="\n")
@@ -200,7 +200,12 @@ class Ours:
             del student.__dict__["features"], self.method.__dict__["forward"]
 
 
-def turn(side: CommonLoop | Ours, parts: Parts) -> tuple[float, float]:
+class Side(Protocol):
+    def batches(self) -> Iterator[Any]: ...
+    def step(self, batch: Any, parts: Parts) -> None: ...
+
+
+def turn(side: Side, parts: Parts) -> tuple[float, float]:
     """Seconds per step, over all batches of the made images but the first: of the clock, and of this process's threads."""
     batches = side.batches()
     side.step(next(batches), Parts(False, parts.device))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks import loader
 from benchmarks import step as steps
+from benchmarks import table as tables
 from benchmarks.cases import NAMES, Size, case, disagreement
 from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.literal_maps import LITERAL
@@ -74,6 +75,45 @@ def test_common_loop_takes_the_step_that_ours_takes(name: str) -> None:
     for key, value in literal.student.state_dict().items():
         torch.testing.assert_close(ours.student.state_dict()[key], value, rtol=1e-4, atol=1e-6)
     assert all(parts.seconds[part] > 0 for part in PARTS[1:]) == parts.on
+
+
+@pytest.mark.parametrize("name", [name for name in tables.ROWS if name not in ("kd", "crd")])
+def test_each_row_of_the_table_takes_the_common_loop_s_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRD draws its negatives at random; its formula is compared above, with rows given."""
+    monkeypatch.setattr(tables, "PAIRS", {"tiny": ("resnet14", "resnet8")})
+    n = 64 if name == "semckd" else 8
+    pixels, labels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % CLASSES
+    teacher = tables.network("resnet14", CPU).requires_grad_(False).eval()
+    torch.manual_seed(1)
+    literal = tables.made(name, "tiny", labels, teacher)
+    torch.manual_seed(1)
+    ours = tables.made(name, "tiny", labels, teacher)
+    common = CommonLoop(tables.ROWS[name][0], literal, Images(pixels, labels, MEAN, STD), n, 0, CPU)
+    batch = next(common.batches())
+    common.step(batch, Parts(False, CPU))
+    side = tables.Table([ours], teacher, Resident(pixels, labels, MEAN, STD, n, CPU, 0, Augment(4, True)))
+    side.begin()
+    side.step(Batch(*batch), Parts(False, CPU))
+    for key, value in literal.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_table_benchmark_prints_a_table_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "PAIRS", {"tiny": ("resnet8", "resnet8")})
+    monkeypatch.setattr(tables, "STEPS", {"tiny": 1})
+    words = "--pair tiny --rows alone,kd,at --batch 4 --threads 1 --workers 1 --rounds 2"
+    monkeypatch.setattr(sys, "argv", ["table", *words.split(), "--json", str(tmp_path / "table.json")])
+    threads = torch.get_num_threads()
+    tables.main()
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert all(f"| {name} |" in said for name in ("alone", "kd", "at", "all"))
+    assert "3 trainings" in said
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert set(found["seconds"]) == {"alone", "kd", "at"}
+    assert found["clock"]["quartiles"][0] <= found["clock"]["ratio"] <= found["clock"]["quartiles"][1]
 
 
 def test_time_of_parts_adds_up_and_names_what_binds() -> None:

@@ -1,9 +1,11 @@
 """How fast the same training is computed: precision, layout of the memory, compiling, and a teacher made for answering.
 
 For the time of a training both networks answer by a quicker way; a loss sees float32 whatever the networks compute in, and so
-do adapters, memory banks and optimiser.  What is measured (under `torch.inference_mode`) is measured by the plain way.
+do memory banks, optimiser and all of the adapters but their convolutions.  What is measured (under `torch.inference_mode`) is
+measured by the plain way.
 
-precision  bf16: both networks under autocast; on CUDA what stays float32 may use TF32 in matrix products
+precision  bf16: both networks, and convolutions of adapters, under autocast; on CUDA what stays float32 may use TF32 in
+           matrix products
 layout     channels_last: images, maps and the student's weights
 compile    by torch.compile, for batches of the first one's shape: both networks, or (auto, on a CPU) the teacher, whose weights
            are then constants; where it fails, the network runs eagerly, and a line says so
@@ -95,9 +97,10 @@ def quick(method: Method | Alone, teacher: Net | None, speed: Speed) -> Iterator
             kind.__name__, (Student if net is student else Teacher, kind), {"speed": speed, "run": staticmethod(run)}
         )
     arrange(student, torch.channels_last if speed.channels_last else torch.contiguous_format)
-    slow = [m for m in student.modules() if speed.bf16 and strided_depthwise(m)]
-    for module in slow:
-        module.__class__ = InFloat32
+    changed = {m: InFloat32 for m in student.modules() if speed.bf16 and strided_depthwise(m)}
+    changed |= {m: InBf16 for m in adapters(method) if speed.bf16}
+    for module, quicker in changed.items():
+        module.__class__ = quicker
     try:
         with cast(Any, functorch).patch(BACKWARD):
             yield
@@ -106,7 +109,7 @@ def quick(method: Method | Alone, teacher: Net | None, speed: Speed) -> Iterator
         for net, kind in kinds.items():
             net.__class__ = kind
             net.__dict__.pop("answering", None)
-        for module in slow:
+        for module in changed:
             module.__class__ = nn.Conv2d
         arrange(student, torch.contiguous_format)
 
@@ -164,6 +167,20 @@ def strided_depthwise(module: nn.Module) -> bool:
     if type(module) is not nn.Conv2d or module.weight.device.type != "cpu":
         return False
     return module.groups == module.in_channels > 1 and max(module.stride) > 1
+
+
+def adapters(method: Method | Alone) -> list[nn.Module]:
+    """The convolutions that a method trains beside the student."""
+    inside = set(method.student.modules())
+    return [m for m in method.modules() if type(m) is nn.Conv2d and m not in inside]
+
+
+class InBf16(nn.Conv2d):
+    """A convolution that is computed in bf16, from float32 to float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, torch.bfloat16):
+            return super().forward(input).float()
 
 
 class InFloat32(nn.Conv2d):
