@@ -14,6 +14,7 @@ from pupil.methods.alone import Alone
 from pupil.models import build
 from pupil.net import FrozenLinear, Net
 from pupil.optim import Optim
+from pupil.sealed import read_sealed, write_sealed
 from pupil.types import UserError
 from tests import tiny
 
@@ -120,14 +121,23 @@ def test_a_description_that_describes_no_network_is_refused(content: str, tmp_pa
         ({"method": "magic"}, "'magic'"),
         ({"network": "resnet14"}, "does not fit the resnet14"),
         ({"classes": ["a", "b"]}, "does not fit"),
-        ({"network": ["resnet8"]}, "not known here"),
+        ({"network": ["resnet8"]}, 'is damaged: its network is ["resnet8"]'),
+        ({"classes": 10}, "is damaged: its classes is 10"),
+        ({"classes": ["x", 3]}, "its classes is"),
+        ({"image_size": 10**9}, "its image_size is 1000000000"),
+        ({"image_size": "32"}, "its image_size is"),
+        ({"mean": [0.5]}, "its mean is [0.5]"),
+        ({"std": [0.5, 0.5, 0]}, "its std is [0.5, 0.5, 0]"),
+        ({"std": [0.5, 0.5, float("nan")]}, "its std is"),
+        ({"surgery": None}, "its surgery is null"),
+        ({"sha256": None}, "its sha256 is null"),
         ({"method": "simkd", "surgery": {"c_in": 64}}, "does not fit"),
     ],
 )
 def test_a_description_of_another_network_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     saved_alone(tmp_path)
     path = tmp_path / checkpoint.META
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_sealed(path, {**read_sealed(path), **change})
     assert said in error(tmp_path)
 
 
@@ -137,8 +147,7 @@ def test_weights_of_another_network_are_refused_even_with_their_own_hash(tmp_pat
     state["head.weight"] = state["head.weight"][:, :3].contiguous()
     save_file(state, tmp_path / checkpoint.WEIGHTS)
     path = tmp_path / checkpoint.META
-    changed = {**json.loads(path.read_text()), "sha256": checkpoint.sha256(tmp_path / checkpoint.WEIGHTS)}
-    path.write_text(json.dumps(changed))
+    write_sealed(path, {**read_sealed(path), "sha256": checkpoint.sha256(tmp_path / checkpoint.WEIGHTS)})
     assert "does not fit the resnet8" in error(tmp_path)
 
 

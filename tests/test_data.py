@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import pickle
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from pupil.data.augment import Augment, crop, moves
 from pupil.data.classes import class_sets
 from pupil.data.draw import quotas
 from pupil.data.resident import Resident
+from pupil.sealed import read_sealed, write_sealed
 from pupil.types import UserError
 
 SMALL = Data(train_images=100, val_images=40, test_images=60, image_size=8)
@@ -98,7 +98,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path, from_folder: Data
 def test_load_gives_what_prepare_returned_and_wrote(tmp_path: Path) -> None:
     manifest = prepare(SMALL, tmp_path / "out")
     prepared = load(tmp_path / "out")
-    assert prepared.manifest == manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert prepared.manifest == manifest == read_sealed(tmp_path / "out" / "manifest.json")
     for name, (images, labels) in prepared.splits.items():
         assert images.shape == (manifest["counts"][name], 3, 8, 8)
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
@@ -164,8 +164,8 @@ def test_loading_what_is_not_there_or_of_another_format_says_so(tmp_path: Path) 
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
         load(tmp_path)
     prepare(SMALL, tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    manifest = read_sealed(tmp_path / "out" / "manifest.json")
+    write_sealed(tmp_path / "out" / "manifest.json", {**manifest, "version": 99})
     with pytest.raises(UserError, match="format 99"):
         load(tmp_path / "out")
     (tmp_path / "out" / "val.safetensors").unlink()
@@ -624,7 +624,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(prepared: Path, batch_size: int, seed: int | None = 0, split: str = "train") -> Resident:
-    manifest, splits, _ = load(prepared)
+    manifest, splits, *_ = load(prepared)
     augment = Augment(2, True)
     return Resident(*splits[split], manifest["mean"], manifest["std"], batch_size, torch.device("cpu"), seed, augment)
 
@@ -652,7 +652,7 @@ def test_epochs_and_seeds_differ_and_repeat(prepared: Path) -> None:
 
 
 def test_without_a_seed_batches_are_the_split_itself_normalised(prepared: Path) -> None:
-    manifest, splits, _ = load(prepared)
+    manifest, splits, *_ = load(prepared)
     images, labels, ids = epoch(loader(prepared, 32, None, "test"), 5)
     mean, std = torch.tensor(manifest["mean"]).view(3, 1, 1), torch.tensor(manifest["std"]).view(3, 1, 1)
     torch.testing.assert_close(images, (splits["test"][0] / 255 - mean) / std, rtol=0, atol=1e-5)

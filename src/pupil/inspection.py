@@ -1,17 +1,15 @@
 """`python -m pupil check`: everything of the configuration is built and stepped once, nothing is trained or written."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from pupil import measures
 from pupil.assemble import build_method, crosses_tasks, find, outputs, refuse_other_classes, student
 from pupil.data import SOURCES, Data, load
 from pupil.data.classes import class_sets
 from pupil.feeds import pick_device
-from pupil.fit import refuse_batch_of_one, step
+from pupil.fit import refuse_batch_of_one
 from pupil.imported import look
 from pupil.kept import refuse_readers
 from pupil.methods.alone import Alone
@@ -20,8 +18,9 @@ from pupil.models.external import unwatched
 from pupil.models.taps import External
 from pupil.net import Net, cut, probe
 from pupil.recipes import told
+from pupil.room import need
 from pupil.settings import Settings, plain
-from pupil.types import Batch, UserError
+from pupil.types import UserError
 
 
 class Outline(NamedTuple):
@@ -172,35 +171,14 @@ def print_network(role: str, name: str, classes: int, image_size: int) -> None:
 def print_step(title: str, method: Method | Alone, teacher: Net | None, outline: Outline, batch_size: int) -> None:
     """One step on two images, for what only a step can show; and one on one image, if a batch will be of one."""
     refuse_batch_of_one(method, teacher, outline.training_images, outline.image_size, batch_size, "optim.batch_size")
-    images = torch.randn(2, 3, outline.image_size, outline.image_size)
-    batch = Batch(images, torch.tensor([0, 1]) % outline.classes, torch.tensor([0, 1]), strong=images)
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    for phase in method.phases():
-        method.requires_grad_(False).eval()
-        for group in phase.train:
-            group.module.requires_grad_(True).train()
-        t = None if teacher is None else teacher.features(images)
-        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-6)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            terms = step(method, t, batch, phase, optimizer)
-    weights = total(method.parameters()) + total(method.buffers())
-    activations = max(0, sum(kept.values()) - weights) * batch_size / 2
+    found, terms = need(method, teacher, outline.classes, outline.image_size)
     extra = trained_beside(method)
     about = f"{sum(p.numel() for p in extra):,} parameters beside the student, " if extra else ""
-    names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())  # type: ignore[possibly-undefined]
-    memory = f"{(3 * weights + activations) / 2**20:,.0f} MiB to train at batch size {batch_size}"
+    names = " + ".join(f"{term.weight:g} {name}" for name, term in terms.items())
+    memory = f"{found.at(batch_size) / 2**20:,.0f} MiB to train at batch size {batch_size}"
     print(f"{title}: loss {names}; {about}about {memory}")
 
 
 def trained_beside(method: Method | Alone) -> list[Any]:
     inside = {id(p) for p in method.student.parameters()}
     return [p for p in method.parameters() if id(p) not in inside]
-
-
-def total(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

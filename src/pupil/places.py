@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from pupil import checkpoint
+from pupil import checkpoint, disk
 from pupil.assemble import Job
 from pupil.config import HOME
 from pupil.record import read
@@ -54,6 +54,7 @@ def fresh(stage: str) -> Path:
 def empty_or_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not empty; nothing is overwritten: choose another folder or remove it")
+    disk.refuse_unwritable(path)
 
 
 def where_report(settings: Settings) -> Path:
@@ -75,11 +76,14 @@ def place_of(job: Job, settings: Settings, keeper: Keeper, seeds: bool, several:
 def clear(seat: Seat) -> None:
     """What an attempt that was killed has left."""
     out, folder = seat.place
+    (folder / "record.json.new").unlink(missing_ok=True)
     with contextlib.suppress(OSError, ValueError, KeyError):
         if read(folder)["uid"] == seat.uid:
-            shutil.rmtree(folder)
             for name in (checkpoint.WEIGHTS, checkpoint.META, PREDICTIONS):
                 (out / name).unlink(missing_ok=True)
                 (out / f"{name}.new").unlink(missing_ok=True)
+            shutil.rmtree(folder / "artifacts", ignore_errors=True)
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+            (folder / "record.json").unlink()  # the last: it says whose all of this is
     for path in seat.place:
         empty_or_new(path)

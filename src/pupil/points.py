@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
         if version != FORMAT:
             raise ValueError(f"it has format {version}, this is {FORMAT}")
         return unpack(tree, list(named.values()))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]})") from None
 
 

@@ -33,9 +33,9 @@ from pupil.types import UserError
 AGAIN = 75  # exit status of what was stopped and can go on: EX_TEMPFAIL
 SHARE = 0.05  # of the time, at most, is spent on points
 BESIDE = {  # modules that change no number of a training
-    *("__main__", "adopt", "cards", "combinations", "doctor", "estimate", "figures", "inspection", "lineage", "machine"),
-    *("opening", "places", "points", "progress", "recipes", "report", "resume", "rewrite", "rows", "serve", "similarity"),
-    *("standalone", "tables", "tracking"),
+    *("__main__", "adopt", "cards", "combinations", "doctor", "estimate", "faults", "figures", "inspection", "lineage"),
+    *("machine", "opening", "places", "points", "progress", "recipes", "report", "resume", "rewrite", "room", "rows", "serve"),
+    *("sealed", "similarity", "standalone", "tables", "tracking"),
 }
 
 
@@ -50,16 +50,19 @@ class Keeper:
         """`every`: seconds between two points; 0: after each step."""
         self.folder, self.every = folder, every
         self.point = folder / "point.safetensors"
-        self.next, self.asked = 0.0, ""
+        self.next, self.asked, self.resting = 0.0, "", False
         self.claim: dict[str, Any] = {}
 
     @contextmanager
     def holding(self, title: str) -> Iterator[None]:
         """Nobody else trains this meanwhile; what is left behind goes on from the last point, what ends well leaves nothing."""
+        ended = self.folder.with_suffix(".ended")
+        for left in self.folder.parent.glob("*.ended"):  # by what was killed while it removed that
+            shutil.rmtree(left, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a+") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not held on to by forked workers
             except OSError:
                 lock.seek(0)
                 raise UserError(
@@ -72,7 +75,8 @@ class Keeper:
             lock.write(f"{os.getpid()}\n")
             lock.flush()
             yield
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.rename(ended)  # at once: half of it would be taken for a training that has just begun
+            shutil.rmtree(ended, ignore_errors=True)
 
     def claimed(self, trainings: int, fresh: Callable[[], Path]) -> None:
         """What every attempt at this training has in common."""
@@ -97,6 +101,9 @@ class Keeper:
             say(f"WARNING {e}; it was set aside as {aside.name}, and training begins anew")
             return None
 
+    def kept(self) -> str:
+        return "the point before it is kept" if self.point.exists() else "there is no point yet to go on from"
+
     def due(self) -> bool:
         return bool(self.asked) or time.monotonic() >= self.next
 
@@ -108,8 +115,7 @@ class Keeper:
             saved = True
         except OSError as e:
             saved = False
-            kept = "the point before it is kept" if self.point.exists() else "there is none yet"
-            say(f"WARNING {self.point} cannot be written: {e.strerror or str(e)[:120]}; {kept}, and training goes on")
+            say(f"WARNING {self.point} cannot be written: {e.strerror or str(e)[:120]}; {self.kept()}, and training goes on")
         now = time.monotonic()
         self.next = now + (max(self.every, (now - start) / SHARE) if self.every else 0)
         return saved
@@ -119,6 +125,9 @@ class Keeper:
         """SIGTERM and SIGINT (Ctrl-C) are heard at the next step; a second one ends the process at once."""
 
         def hear(number: int, frame: object) -> None:
+            if self.resting:
+                self.asked = signal.Signals(number).name
+                self.stop(True)
             if not self.asked:
                 say(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
             elif world() == 1:  # torchrun sends its own after that of the terminal
@@ -138,12 +147,17 @@ class Keeper:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def rest(self) -> None:
+        """From here on all is saved, and whoever asks is answered at once."""
+        self.resting = True
+        self.stop(True)
+
     def stop(self, saved: bool) -> None:
         """Ends the training if it was asked to."""
         if self.asked:
             raise Stopped(
                 f"stopped by {self.asked}, "
-                + ("everything is saved: the same command goes on from here" if saved else "but nothing could be saved")
+                + ("everything is saved: the same command goes on from here" if saved else self.kept())
             )
 
 

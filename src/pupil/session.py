@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +18,7 @@ from pupil.conclude import conclude
 from pupil.config import HOME
 from pupil.data import Prepared
 from pupil.divided import divided
+from pupil.faults import explained
 from pupil.feeds import Loaders, loaders, pick_device
 from pupil.fit import Log, Teach, Trained, Watch, fit, teacher_features
 from pupil.machine import usage
@@ -32,6 +34,7 @@ from pupil.tracking import Stream
 from pupil.training import NotFinite, Training
 from pupil.types import UserError
 
+PATIENCE = 5.0  # seconds that what was stopped waits for the tracking store
 HOW = ("precision", "layout", "compile", "views")
 
 
@@ -49,7 +52,7 @@ def run(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> 
         where(settings, jobs[0].stage)  # refuses a folder that holds something
     distributed.spread(settings.processes)
     title = jobs[0].title if len(jobs) == 1 else f"{len(jobs)} students of {jobs[0].params['teacher']}"
-    with keeper.holding(title), keeper.listening():
+    with explained(groups, data, settings), keeper.holding(title), keeper.listening():
         keeper.claimed(len(jobs), lambda: fresh(jobs[0].stage))
         point = keeper.load()
         start = 0 if point is None else point["group"]
@@ -81,6 +84,7 @@ def train_group(
 
     def logger(record: Record) -> Log:
         def log(values: Mapping[str, float], epoch: int) -> None:
+            data.refuse_changed()
             record.log({**values, **usage(device)}, epoch)
             progress.log(values, epoch)
 
@@ -88,6 +92,7 @@ def train_group(
 
     def keep(trainings: Sequence[Training]) -> None:
         if keeper.due() or all(training.finished for training in trainings):
+            data.refuse_changed()
             states = [training.state() for training in trainings]
             saved = keeper.save({"group": number, "states": states, "lines": [record.lines() for record, _ in records]})
             keeper.stop(saved)
@@ -99,8 +104,10 @@ def train_group(
         trained = train(
             [seat.job for seat in seats], feeds, settings, speed, logs, progress.watch, keep, states, lambda: keeper.stop(True)
         )
+        keeper.rest()
         for seat, result, (record, stream) in zip(seats, trained, records, strict=True):
             final = conclude(seat.job, result, data, feeds, settings, seat.place, record)
+            data.refuse_changed()
             outputs = {name: sha256(seat.place.out / name) for name in (checkpoint.WEIGHTS, PREDICTIONS)}
             record.finish(final, outputs, "FINISHED")
             stream.close()
@@ -110,17 +117,14 @@ def train_group(
         raise
     except NotFinite as e:
         raise not_finite(e, feeds, [record for record, _ in records], keeper) from None
-    except OSError as e:
-        raise UserError(
-            f"cannot write {e.filename or 'the results'}: {e.strerror or e}; mend that and run the same command: it goes on"
-        ) from e
     finally:
+        keeper.resting, patience = False, time.monotonic() + PATIENCE
         progress.close()
         for record, stream in records:
             if record.facts["status"] == "RUNNING":
                 with contextlib.suppress(OSError):  # what went wrong is on its way up
                     record.finish({}, {}, status)
-                stream.close()
+                stream.close(max(0.1, patience - time.monotonic()))
 
 
 def not_finite(e: NotFinite, feeds: Loaders, records: Sequence[Record], keeper: Keeper) -> UserError:

@@ -130,6 +130,18 @@ class Training:
         values[f"{name}/loss"] = sum(self.weights[term] * raw for term, raw in means.items())
         return values
 
+    def refuse_infinite(self) -> None:
+        """A step of finite terms may leave weights that are no numbers."""
+        found = [(name, p.detach().isfinite().all()) for name, p in self.method.named_parameters() if p.requires_grad]
+        bad = torch.stack([whole for _, whole in found]).logical_not().cpu()
+        if bad.any():
+            raise NotFinite(
+                f"{found[int(bad.nonzero()[0])][0]!r} became infinite or no number in or before step {self.steps} of epoch"
+                f" {self.epoch} of phase {self.phase.name!r}; try a smaller lr",
+                self.number,
+                self.steps - 1,
+            )
+
     def trained(self) -> Trained:
         self.method.requires_grad_(False).eval()
         return Trained(snapshot(self.method.student), self.best, self.best_epoch, self.best_test)
@@ -138,6 +150,7 @@ class Training:
         """All that training changes: nested dicts and lists of tensors and plain values."""
         if self.raws:
             self.summary()  # a state that is no number is not worth keeping
+            self.refuse_infinite()
         return {
             "tensors": {name: tensor.detach() for name, tensor in tensors(self.method)},
             "remembered": {place: getattr(module, name) for place, module, name in remembered(self.method)},
