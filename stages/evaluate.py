@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import pupil.needed  # noqa: F401
 from pupil import report
 from pupil.config import launch
 from pupil.settings import Settings

@@ -127,20 +127,41 @@ def test_time_of_parts_adds_up_and_names_what_binds() -> None:
     assert "bound by loading" in parts.table(1)[-1]
 
 
+def stepped(words: str, monkeypatch: pytest.MonkeyPatch, json_file: Path) -> list[dict[str, Any]]:
+    """The rows of benchmarks.step for a tiny pair."""
+    monkeypatch.setattr(steps, "PAIRS", {"tiny": ("resnet8", "resnet8")})
+    monkeypatch.setattr(steps, "TURN", {"tiny": 2})
+    words = f"--pairs tiny --batch 4 --threads 1 --workers 1 --rounds 3 --compile false {words}"
+    monkeypatch.setattr(sys, "argv", ["step", *words.split(), "--json", str(json_file)])
+    threads = torch.get_num_threads()
+    try:
+        steps.main()
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads(json_file.read_text())["rows"]
+
+
 def test_step_benchmark_prints_a_table_and_writes_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(steps, "PAIRS", {"tiny": ("resnet8", "resnet8")})
-    monkeypatch.setattr(steps, "TURN", {"tiny": 2})
-    words = "--pairs tiny --methods kd --batch 4 --threads 1 --workers 1 --rounds 3 --compile false --profile"
-    monkeypatch.setattr(sys, "argv", ["step", *words.split(), "--json", str(tmp_path / "step.json")])
-    threads = torch.get_num_threads()
-    steps.main()
-    torch.set_num_threads(threads)
+    (row,) = stepped("--methods kd --profile", monkeypatch, tmp_path / "step.json")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("| tiny | kd |")]
     assert sum("bound by" in line for line in lines) == 2
-    found = json.loads((tmp_path / "step.json").read_text())
-    (row,) = found["rows"]
     assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
     assert row["processor_quartiles"][0] <= row["processor_ratio"] <= row["processor_quartiles"][1]
+
+
+def test_step_benchmark_measures_what_the_cache_costs_and_saves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, kept = stepped("--methods kd --views 2", monkeypatch, tmp_path / "step.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| tiny | kd, 2 views kept |")]
+    assert any(line.startswith("tiny, kd: filling a view takes ") for line in lines)
+    assert "fill_ms" not in plain
+    assert kept["fill_ms"] > 0
+    assert kept["pays_after_epochs"] == pytest.approx(2 * kept["fill_ms"] / kept["saved_ms"])
+    with pytest.raises(SystemExit):
+        stepped("--methods simkd --views 2", monkeypatch, tmp_path / "none.json")
+    assert "simkd reads more of the teacher than its logits and embeddings" in capsys.readouterr().err

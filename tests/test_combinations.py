@@ -48,6 +48,8 @@ def test_the_matrix_is_that_of_the_mathematics(matrix: dict[str, dict[str, str]]
     spotted = "fitnet at sp cc vid rkd pkt ft nst kdsvd crd"  # those of the paper's suite
     assert {name for name, row in matrix.items() if row["sakd of"] == "yes"} >= set(spotted.split())
     assert [cell for cell in matrix["kd"].values() if cell == "-"] == ["-", "-"]
+    on_maps = "fitnet at sp vid ab ft fsp nst kdsvd semckd simkd ofd reviewkd sakd"
+    assert {name for name, row in matrix.items() if row["views"] == "-"} >= {"mlkd", *on_maps.split()}
     assert {name for name, row in matrix.items() if row["width"] == "-"} >= {"thkd", "kdeth", "crdth", "fsp"}
 
 

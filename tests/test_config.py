@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,12 +173,14 @@ def test_a_key_that_the_stage_does_not_read_is_refused() -> None:
 # --- dvc.yaml: what a stage depends on ------------------------------------------------------------------------------------
 
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-TRAINING = [name for name, stage in DVC.items() if re.search(r"stages/(train|distill|table)\.py", stage["cmd"])]
+COMMAND = {name: stage["cmd"] if isinstance(stage["cmd"], str) else stage["cmd"][-1] for name, stage in DVC.items()}
+TRAINING = [name for name, command in COMMAND.items() if re.search(r"stages/(train|distill|table)\.py", command)]
 NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do so through another dependency
     "__init__.py": "holds the version alone",
     "config.py": "reads the settings; DVC follows their values",
     "settings.py": "reads the settings; DVC follows their values",
     "checks.py": "refuses settings, changes none",
+    "errors.py": "what a mistake is told by",
     "record.py": "writes what is measured",
     "tracking/": "sends records to MLflow",
     "serve.py": "packs a finished network for MLflow",
@@ -210,6 +213,15 @@ NOT_A_DEPENDENCY = {  # cannot change the weights that a training leaves, or do 
     "data/report.py": "describes what was prepared",
     "data/sources.py": "preparation",
     "data/tree.py": "preparation",
+    "data/limits.py": "preparation",
+    "data/manifest.py": "the reader of out/data, checked by the hashes in the manifest",
+    "disk.py": "words about what the system refuses",
+    "driver.py": "whether there is a GPU that torch does not see",
+    "facts.py": "what a file that is read can say",
+    "installed.py": "which packages there are; requirements.txt is a dependency",
+    "jsonfile.py": "reads JSON, with a limit",
+    "names.py": "refuses names, changes none",
+    "needed.py": "which packages are missing",
     "methods/__init__.py": "the table: a new row changes no other method",
 }
 
@@ -242,7 +254,7 @@ def reached(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("stage", TRAINING)
 def test_a_training_depends_on_all_code_that_can_change_its_result(stage: str) -> None:
-    script = re.findall(r"stages/\w+\.py", DVC[stage]["cmd"])[0]
+    script = re.findall(r"stages/\w+\.py", COMMAND[stage])[0]
     deps = [dep for dep in DVC[stage]["deps"] if dep.startswith("src/pupil/")]
     covered = [dep.removeprefix("src/pupil/") for dep in deps]
     distills = script == "stages/distill.py"
@@ -264,6 +276,16 @@ def test_a_training_depends_on_all_code_that_can_change_its_result(stage: str) -
     assert not [dep for dep in deps if "${" not in dep and not (ROOT / dep).exists()]
 
 
+def test_names_are_looked_at_before_dvc_writes_them_into_a_command() -> None:
+    for name, stage in DVC.items():
+        if "${" in str(stage["cmd"]):
+            assert stage["cmd"][0] == "python stages/names.py", name
+            assert len(stage["cmd"]) == 2
+            assert set(re.findall(r"\$\{(\w+)", COMMAND[name])) <= {"item", "seeds"}
+            lists = {*stage["matrix"].values(), "${seeds}"}
+            assert lists <= {f"${{{key}}}" for key in runpy.run_path(str(ROOT / "stages/names.py"))["KEYS"]}
+
+
 def test_a_method_imports_no_other_method() -> None:
     """Else a cell would have to depend on more than its own file."""
     for name in METHODS:
@@ -281,7 +303,7 @@ def test_a_method_is_found_under_its_name() -> None:
 @pytest.mark.parametrize("stage", list(DVC))
 def test_a_stage_writes_where_dvc_and_the_report_look(stage: str) -> None:
     outs = [out if isinstance(out, str) else next(iter(out)) for out in DVC[stage]["outs"]]
-    given = dict(re.findall(r"\b(out|record)=(\S+)", DVC[stage]["cmd"]))
+    given = dict(re.findall(r"\b(out|record)=(\S+)", COMMAND[stage]))
     assert list(given.values()) == [out for out in outs if out.startswith("out/")]
     if stage in TRAINING:
         assert given["record"] == given["out"].replace("out/models/", "out/records/")
@@ -298,7 +320,7 @@ def test_the_report_looks_for_what_the_stages_write() -> None:
     )
     written = set()
     for stage in TRAINING:
-        cell, matrix = dict(re.findall(r"\b(out|record)=(\S+)", DVC[stage]["cmd"]))["out"], DVC[stage]["matrix"]
+        cell, matrix = dict(re.findall(r"\b(out|record)=(\S+)", COMMAND[stage]))["out"], DVC[stage]["matrix"]
         combinations: list[dict[str, Any]] = [{}]
         for axis, source in matrix.items():
             values = getattr(s, source[2:-1])

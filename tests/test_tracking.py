@@ -1,9 +1,6 @@
 """Records and MLflow: a real store, sqlite in a temporary folder."""
 
-import json
-import math
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +9,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,99 +16,13 @@ import torch
 
 from pupil import checkpoint, models, tracking
 from pupil.record import Record
-from pupil.tracking.store import find_runs, load_mlflow
 from pupil.types import UserError
+from tests.tracked import assert_mirrored, epochs, facts, finished, runs, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::(mlflow|pydantic|sqlalchemy|alembic|google).*"),
     pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),  # sqlite connections that MLflow keeps until the end
 ]
-SRC = Path(checkpoint.__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables and nothing else: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    load_mlflow()(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    home = tmp_path / "my home"
-    home.mkdir()
-    shutil.copy(empty_store, home / "mlflow.db")
-    return home
-
-
-def facts(**more: Any) -> dict[str, Any]:
-    return {
-        "stage": "distill",
-        "name": "resnet8 by kd",
-        "params": {"lr": 0.1, "classes": "x" * 7000, **{f"p{i}": i for i in range(150)}},
-        "environment": {"git_commit": "abc", "command": ["distill.py", "seed=1"]},
-        "group": {"key": "pipe-1", "name": "pipeline"},
-        "teacher": {"network": "resnet20", "sha256": "00", "uid": "teacher-uid"},
-        "data": {"name": "cifar", "digest": "d" * 64, "source": "https://example.org/x.zip"},
-        **more,
-    }
-
-
-def epochs(record: Record, first: int, last: int) -> None:
-    for step in range(first, last + 1):
-        record.log({"val/top1": 50.0 + step, "loss": math.nan if step == 2 else 1 / step}, step)
-
-
-def finished(folder: Path, status: str = "FINISHED", **more: Any) -> Record:
-    record = Record(folder, facts(**more))
-    epochs(record, 1, 3)
-    (record.artifacts / "table.csv").write_text("a,b\n")
-    record.finish({"test/top1": 51.5, "val/top1": 53.0}, {"model.safetensors": "ff"}, status)
-    return record
-
-
-def runs(home: Path) -> tuple[Any, list[Any]]:
-    store = tracking.connect(home, "pupil")
-    return store.client, find_runs(store, "tags.`pupil.record` LIKE '%'")
-
-
-def assert_mirrored(home: Path, record: Record) -> Any:
-    """Everything in the record is in the store, once."""
-    client, found = runs(home)
-    (run,) = [r for r in found if r.data.tags["pupil.record"] == record.facts["uid"]]
-    lines = [json.loads(line) for line in (record.folder / "metrics.jsonl").read_text().splitlines()]
-    expected: dict[str, list[tuple[int, int, str]]] = {}
-    for line in lines:
-        for key, value in line["values"].items():
-            expected.setdefault(key, []).append((line["step"], int(line["time"] * 1000), repr(float(value))))
-    ended = int(record.facts["ended"] * 1000)
-    for key, value in record.facts["final"].items():
-        here = expected.setdefault(key, [])
-        if (lines[-1]["step"], repr(value)) not in [(s, v) for s, _, v in here]:
-            here.append((lines[-1]["step"], ended, repr(value)))
-    for key, points in expected.items():
-        assert sorted((p.step, p.timestamp, repr(p.value)) for p in client.get_metric_history(run.info.run_id, key)) == sorted(
-            points
-        )
-    assert set(run.data.metrics) == set(expected)
-    assert set(run.data.params) == set(record.facts["params"])
-    assert run.data.params["classes"].startswith("7000 characters, sha256 ")
-    assert run.info.status == record.facts["status"]
-    assert (run.info.start_time, run.info.end_time) == (int(record.facts["started"] * 1000), ended)
-    assert run.info.run_name == record.facts["name"]
-    assert [d.dataset.digest for d in run.inputs.dataset_inputs] == ["d" * 36]
-    tags = {
-        "pupil.teacher": "teacher-uid",
-        "pupil.stage": "distill",
-        "pupil.complete": "true",
-        "mlflow.source.git.commit": "abc",
-    }
-    assert tags.items() <= run.data.tags.items()
-    assert {"record.json", "table.csv"} <= {f.path for f in client.list_artifacts(run.info.run_id)}
-    return run
 
 
 def test_a_streamed_run_equals_its_record(home: Path) -> None:
@@ -225,29 +135,6 @@ def dead_server(kind: str) -> Iterator[str]:
         if kind == "hanging":
             s.listen(50)
         yield f"http://127.0.0.1:{s.getsockname()[1]}"
-
-
-TRAIN = """
-import sys, time
-from pathlib import Path
-from pupil import record, tracking
-home, folder, group = Path(sys.argv[1]), Path(sys.argv[2]), {"key": "pipe-1", "name": "pipeline"}
-stream = tracking.Stream(folder, home, "pupil")
-r = record.Record(folder, {"stage": "train", "name": folder.name, "params": {"lr": 0.1}, "group": group}, stream.changed)
-for step in range(1, 21):
-    r.log({"loss": 1 / step, "val/top1": step}, step)
-    time.sleep(0.02)
-r.finish({"test/top1": 1.0}, {})
-start = time.monotonic()
-stream.close()
-print("closed", time.monotonic() - start, time.time(), flush=True)
-"""
-
-
-def train(home: Path, folder: Path, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error::DeprecationWarning:pupil", "-c", TRAIN, str(home), str(folder)]
-    full = {**os.environ, "PYTHONPATH": str(SRC), **env}
-    return subprocess.Popen(command, env=full, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command line: python -m pupil list | explain | check | recipe | pipeline | sync | resolve | import | export."""
+"""The command line, `python -m pupil`: list, explain, check, recipe, pipeline, sync, why, resolve, import, export, doctor."""
 
 import argparse
 import json
@@ -6,14 +6,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from pupil.config import HOME, launch_with, load_settings, user_errors
-from pupil.record import find, read
-from pupil.settings import plain
+from pupil.types import UserError
 
 
 def main() -> None:
     args = arguments()
+    if args.command == "doctor":  # works where the packages are not there
+        from pupil.doctor import doctor
+
+        sys.exit(doctor(Path(__file__).resolve().parents[2]))
+    import pupil.needed  # noqa: F401
+    from pupil.config import launch_with, user_errors
+    from pupil.settings import plain
+
     with user_errors():
         match args.command:
             case "list":
@@ -38,6 +45,11 @@ def main() -> None:
                 sys.exit(pipeline())
             case "sync":
                 synchronise(args.folders)
+            case "why":
+                from pupil.lineage import why
+
+                for line in why(args.run, args.command_only):
+                    print(line)
             case "import":
                 from pupil.adopt import adopt
 
@@ -52,10 +64,15 @@ def main() -> None:
                 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `{self.prog} --help` says what there is\n")
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers."
-    )
+    parser = Parser(prog="python -m pupil", description="A knowledge-distillation workbench for image classifiers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     tables = commands.add_parser("list", help="methods, networks and data sets, with their papers")
     for only in ("methods", "networks", "data", "combinations"):
@@ -73,6 +90,9 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("pipeline", help="check, dvc repro, sync, and the table of results")
     sync = commands.add_parser("sync", help="give every run record a run in MLflow; adds nothing twice")
     sync.add_argument("folders", nargs="*", type=Path, help="where records are; by default those of this checkout")
+    why = commands.add_parser("why", help="what a run was made of, what differs here, and the command that runs it again")
+    why.add_argument("run", help="a record or model folder, an MLflow run id, a record's uid, or a row of reports/table.md")
+    why.add_argument("--command", dest="command_only", action="store_true", help="print that command alone")
     resolve = commands.add_parser("resolve", help="print the whole configuration as JSON, for a machine without Hydra")
     resolve.add_argument("overrides", nargs="*")
     published = commands.add_parser("import", help="make a published checkpoint a model folder that can teach")
@@ -96,21 +116,27 @@ def arguments() -> argparse.Namespace:
     )
     export.add_argument("folder", type=Path, help="the model folder, such as out/models/distill/wrn_16_1-resnet8/kd/0")
     export.add_argument("out", type=Path, help="the folder to write, new or empty; `python OUT/load.py IMAGE` classifies")
+    commands.add_parser("doctor", help="look for what does not work on this machine, and say what mends it")
     return parser.parse_args()
 
 
 def pipeline() -> int:
     """`dvc repro` between a check and a sync; what a user types `make` for."""
+    from pupil.config import HOME, load_settings
     from pupil.inspection import check
+    from pupil.trace import sound
 
     settings = load_settings()
     check(settings)
     print(flush=True)
     started = time.time()
-    status = subprocess.run(["dvc", "repro"], cwd=HOME).returncode
+    try:
+        status = subprocess.run(["dvc", "repro"], cwd=HOME).returncode
+    except FileNotFoundError:
+        raise UserError("the command dvc is not on the PATH: `make setup`, then `source .venv/bin/activate`") from None
     synchronise([])
-    trained = [f for f in find([HOME / "out" / "records"]) if read(f)["started"] >= started]
-    fresh = [facts for facts in map(read, trained) if facts["stage"] not in ("prepare", "evaluate")]
+    trained = [found.facts for found in sound([HOME / "out" / "records"]) if found.facts.get("ended", 0) >= started]
+    fresh = [facts for facts in trained if facts["stage"] not in ("prepare", "evaluate")]
     imported = sum("imported" in facts["params"] for facts in fresh)
     networks = len(fresh) - imported
     print(
@@ -127,8 +153,11 @@ def pipeline() -> int:
 
 
 def synchronise(folders: list[Path]) -> None:
+    from pupil.config import HOME, load_settings
     from pupil.tracking import sync
 
+    if lost := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise UserError(f"there is no folder {lost[0]}; give the folder of a record, or one above it")
     roots = folders or [folder for folder in (HOME / "out" / "records", HOME / "runs") if folder.exists()]
     created, completed, present = sync(roots, HOME, load_settings().experiment)
     print(f"MLflow: {created} runs created, {completed} completed, {present} were there")

@@ -8,7 +8,6 @@ order); the name of a data set gives its published size, mean and std.  Without 
 that has published ones and as many classes.  Names that nobody gave are "0" to "K-1".
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from pupil import checkpoint
 from pupil.assemble import find
 from pupil.config import HOME
 from pupil.data import SOURCES, load
+from pupil.jsonfile import read_json
 from pupil.methods.base import Setup
 from pupil.methods.simkd import SimKD
 from pupil.models import build
@@ -136,7 +136,7 @@ def class_names(classes: int, facts: Facts, file: Path | None) -> list[str]:
     if file is None:
         return facts.classes or [str(k) for k in range(classes)]
     try:
-        given = json.loads(file.read_text())
+        given = read_json(file)
     except (OSError, ValueError) as e:
         raise UserError(f"--classes {file}: expected a JSON file ({clip(e)})") from None
     names = given.get("classes") if isinstance(given, dict) else given

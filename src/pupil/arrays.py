@@ -1,11 +1,15 @@
 """Arrays on disk: safetensors, readable by whoever may read the folder."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pupil.types import UserError
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
@@ -20,9 +24,23 @@ def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
         save_file({key: value.contiguous() for key, value in arrays.items()}, new)
         new.chmod(mode)
         new.replace(path)
-    except SafetensorError as e:  # it wraps what the system says
+    except (SafetensorError, OSError) as e:
         new.unlink(missing_ok=True)
-        raise OSError(None, str(e), str(path)) from None
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+        raise e if isinstance(e, OSError) else refused(e, path) from None
+
+
+def load_arrays(path: Path, *needed: str) -> dict[str, Tensor]:
+    """UserError where the file is damaged or lacks what is needed."""
+    try:
+        found = load_file(path)
+    except SafetensorError as e:
+        raise UserError(f"{path} is damaged ({str(e)[:100]}); delete {path.parent} and run dvc repro") from None
+    if missing := [name for name in needed if name not in found]:
+        raise UserError(f"{path} is damaged: it holds no {missing[0]}; delete {path.parent} and run dvc repro")
+    return found
+
+
+def refused(e: SafetensorError, path: Path) -> Exception:
+    """It wraps what the system says: "I/O error: No space left on device (os error 28)"."""
+    code = re.search(r"os error (\d+)", str(e))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else e

@@ -5,25 +5,34 @@ network alone), preprocessing (in words), epoch, selection, metrics, data digest
 the weights.  Both files are functions of the training alone (no time, no path), so that DVC sees equal trainings as equal.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pupil import facts
 from pupil.arrays import save_arrays
 from pupil.methods import METHODS
 from pupil.models import NETWORKS, build
-from pupil.models.external import is_external
+from pupil.models.external import is_external, refuse_code
 from pupil.net import Net
 from pupil.record import sha256
 from pupil.sealed import read_sealed, write_sealed
 from pupil.types import UserError
 
 WEIGHTS, META = "model.safetensors", "model.json"
-NEEDED = {"network", "method", "surgery", "classes", "image_size", "mean", "std", "sha256"}  # to build it again and to use it
+KINDS: Mapping[str, Callable[[Any], bool]] = {  # what is needed to build it again and to use it
+    "network": lambda x: isinstance(x, str),
+    "method": lambda x: x is None or isinstance(x, str),
+    "surgery": lambda x: isinstance(x, dict),
+    "sha256": lambda x: isinstance(x, str),
+    **facts.IMAGES,
+}
 
 PREPROCESSING = {
     "resize": "upright (EXIF), RGB, the centre square resized to image_size x image_size pixels, bilinear, antialiased",
@@ -62,8 +71,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except ValueError as e:  # not JSON, not even text, or not what was written
         why = str(e) if "checksum" in str(e) else "it is not JSON"
         raise UserError(f"{folder / META} is damaged: {why}; delete {folder} and run dvc repro") from None
-    if not isinstance(meta, dict) or NEEDED - meta.keys():
+    if not isinstance(meta, dict) or KINDS.keys() - meta.keys():
         raise UserError(f"{folder / META} is damaged: it lacks what describes a network; delete {folder} and run dvc repro")
+    if key := facts.wrong(meta, KINDS):
+        said = json.dumps(meta[key])[:100]
+        raise UserError(f"{folder / META} is damaged: its {key} is {said}; delete {folder} and run dvc repro")
     known = meta["network"] in (*NETWORKS,) or is_external(str(meta["network"]))
     if not known or meta["method"] not in (None, *METHODS):
         raise UserError(f"{folder / META} names network {meta['network']!r}, method {meta['method']!r}: not known here")
@@ -78,11 +90,22 @@ def load(folder: Path) -> tuple[Net, dict[str, Any]]:
         raise UserError(f"{weights} is missing; delete {folder} and run dvc repro")
     if sha256(weights) != meta["sha256"]:
         raise UserError(f"{weights} is damaged: its SHA-256 is not that of {META}; delete {folder} and run dvc repro")
-    net = build(meta["network"], len(meta["classes"]), meta["image_size"])
+    refuse_code(meta["network"], folder)
     try:
-        if meta["method"] is not None:
-            net = METHODS[meta["method"]].deployed(net, **meta["surgery"])
-        net.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, TypeError) as e:
-        raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {str(e).splitlines()[0]}") from None
+        state = load_file(weights)
+        if meta["network"] in NETWORKS:
+            with torch.device("meta"):  # a description that asks for more than the file holds must not fill the memory
+                rebuilt(meta).load_state_dict(state, assign=True)
+        net = rebuilt(meta)
+        net.load_state_dict(state)
+    except UserError:
+        raise
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{weights} does not fit the {meta['network']} of {META}: {said}") from None
     return net.eval().requires_grad_(False), meta
+
+
+def rebuilt(meta: Mapping[str, Any]) -> Net:
+    net = build(meta["network"], len(meta["classes"]), meta["image_size"])
+    return net if meta["method"] is None else METHODS[meta["method"]].deployed(net, **meta["surgery"])

@@ -12,6 +12,7 @@ from pupil.data import check as check_data
 from pupil.data.memory import LOADERS, possible
 from pupil.data.prepare import recipe
 from pupil.methods import METHODS
+from pupil.names import WANTED, plain
 from pupil.optim import Optim
 from pupil.settings import Settings
 from pupil.speed import COMPILES, LAYOUTS, PRECISIONS
@@ -33,6 +34,8 @@ def check(s: Settings) -> None:
         ("distill.method", (s.distill.method,), METHODS),
     ):
         for name in names:
+            if name is not None and not plain(name):
+                raise UserError(f"{path}: {name!r} {WANTED}")
             if name is not None and table is None:
                 a_network(path, name)
             elif name is not None:

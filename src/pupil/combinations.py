@@ -13,6 +13,7 @@ from torch import nn
 
 from pupil.assemble import crosses_tasks, refuse_other_classes
 from pupil.fit import activate, step, teacher_features
+from pupil.kept import refuse_readers
 from pupil.methods import METHODS
 from pupil.methods.base import Method, Setup
 from pupil.methods.contrast import Contrast
@@ -36,6 +37,7 @@ class Situation:
     hp: dict[str, Any] = field(default_factory=dict)
     wrapper: str | None = None
     optimizer: str = "sgd"
+    views: int | None = None
 
 
 def under_a_students_classifier() -> Net:
@@ -69,6 +71,7 @@ SITUATIONS = (
     Situation("init", "the student's classifier starts as the teacher's (hp.METHOD.head=init)", hp={"head": "init"}),
     Situation("frozen", "the student's classifier is the teacher's (hp.METHOD.head=frozen)", hp={"head": "frozen"}),
     Situation("dot", "optim.optimizer=dot", optimizer="dot"),
+    Situation("views", "a cache answers for the teacher (views)", views=4),
     *(Situation(f"{w} of", f"hp.{w}.of=METHOD", wrapper=w) for w in ("ls", "ctkd", "sakd") if w in METHODS),
 )
 
@@ -122,6 +125,8 @@ def attempt(name: str, situation: Situation) -> Iterator[Any]:
         student, teacher = build("resnet8", CLASSES), situation.teacher().requires_grad_(False).eval()
         setup = Setup(student, teacher, probe(student, SIZE), probe(teacher, SIZE), labels, IMAGES)
         method = build_small(name, situation, setup)
+        if situation.views is not None:
+            refuse_readers(name, method, situation.views, SIZE)
         optim = Optim(epochs=1, batch_size=IMAGES, lr=1e-3, optimizer=situation.optimizer)
         for phase in method.phases():
             if phase.before is not None:

@@ -17,13 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pupil import distributed
+from pupil import disk, distributed
 from pupil.checks import check
+from pupil.jsonfile import read_json
 from pupil.resume import AGAIN, Stopped
 from pupil.settings import Settings, all_keys, configured, convert, defaults, nearest, overlay
 from pupil.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # where the code is
+MOST = 1 << 20  # bytes of a page of settings
 HOME = Path(os.environ.get("DVC_ROOT", ROOT))  # the real checkout, also inside a copy that DVC made
 
 
@@ -71,6 +73,15 @@ def user_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.partition(".")[0] == "pupil":
+            raise
+        fail(UserError(f"{e.name} is not installed here: `make setup`; `python -m pupil doctor` says what else is missing"))
+    except OSError as e:
+        if (line := disk.told(e)) is None:
+            distributed.give_way()
+            raise
+        fail(UserError(line))
     except Exception:
         distributed.give_way()
         raise
@@ -150,8 +161,8 @@ def from_json(args: Sequence[str]) -> Settings:
     if not args or not Path(args[0]).is_file():
         raise UserError(f"--config needs the file of a resolved configuration, got {' '.join(args[:1]) or 'nothing'}")
     try:
-        given_tree = json.loads(Path(args[0]).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        given_tree = read_json(Path(args[0]))
+    except ValueError as e:
         raise UserError(f"--config {args[0]} is not JSON: {e}; python -m pupil resolve writes such a file") from None
     if not isinstance(given_tree, dict):
         raise UserError(f"--config {args[0]} must hold a JSON object, got {type(given_tree).__name__}")
@@ -185,6 +196,8 @@ def read_params(path: Path) -> dict[str, Any]:
     """params.yaml as plain values."""
     from omegaconf import OmegaConf
 
+    if path.is_file() and path.stat().st_size > MOST:
+        raise UserError(f"{path.name} has {path.stat().st_size} bytes, more than {MOST}: it is no page of settings")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from pupil import driver
 from pupil.data import Prepared
 from pupil.data.augment import Augment
 from pupil.data.batches import Batches
@@ -40,6 +41,11 @@ def loaders(
 def pick_device(name: str) -> torch.device:
     """`auto`: the GPU where there is one."""
     if name == "auto":
+        if not torch.cuda.is_available() and driver.gpus() and not driver.hidden():
+            raise UserError(
+                f"device: {', '.join(driver.gpus())} is here, but torch {torch.__version__} sees no GPU;"
+                " python -m pupil doctor says why, device=cpu trains without it"
+            )
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device: {name} was asked for, but torch {torch.__version__} sees no GPU; use auto or cpu")

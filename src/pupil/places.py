@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from pupil import checkpoint
+from pupil import checkpoint, disk
 from pupil.assemble import Job
 from pupil.config import HOME
 from pupil.record import read
@@ -54,6 +54,7 @@ def fresh(stage: str) -> Path:
 def empty_or_new(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not empty; nothing is overwritten: choose another folder or remove it")
+    disk.refuse_unwritable(path)
 
 
 def where_report(settings: Settings) -> Path:

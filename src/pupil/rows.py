@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pupil import checkpoint, measures
+from pupil.arrays import load_arrays
 from pupil.assemble import find
 from pupil.net import Net, cut
 from pupil.places import PREDICTIONS
 from pupil.settings import Settings
+from pupil.types import UserError
 
 
 class Cell(NamedTuple):
@@ -83,7 +84,7 @@ def describe(cell: Cell, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Everything measured of one network."""
     folder = find(str(cell.folder))
     net, meta = checkpoint.load(folder)
-    saved = load_file(folder / PREDICTIONS)
+    saved = predictions(folder)
     logits, labels = saved["deployed"], saved["labels"]
     row = measured(cell, net, meta, logits, labels, costs)
     if "imported" in meta:
@@ -93,8 +94,17 @@ def describe(cell: Cell, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
     if "teacher" in saved:
         row["agreement"] = measures.agreement(logits, saved["teacher"])
     elif cell.teacher is not None and checkpoint.read_meta(find(str(cell.teacher)))["classes"] == meta["classes"]:
-        row["agreement"] = measures.agreement(logits, load_file(find(str(cell.teacher)) / PREDICTIONS)["deployed"])
+        row["agreement"] = measures.agreement(logits, predictions(find(str(cell.teacher)))["deployed"])
     return row
+
+
+def predictions(folder: Path, *more: str) -> dict[str, Tensor]:
+    """What a training answered on the test images: logits (N, K) of each name, and labels (N,)."""
+    saved = load_arrays(folder / PREDICTIONS, "deployed", "labels", *more)
+    images = len(saved["labels"])
+    if not images or any(part.ndim != 1 + (name != "labels") or len(part) != images for name, part in saved.items()):
+        raise UserError(f"{folder / PREDICTIONS} is damaged: its arrays do not fit together; delete {folder} and run dvc repro")
+    return saved
 
 
 def describe_cut(cell: Cell, student: Cell, costs: dict[str, dict[str, float]]) -> dict[str, Any] | None:
@@ -105,7 +115,7 @@ def describe_cut(cell: Cell, student: Cell, costs: dict[str, dict[str, float]]) 
         return None
     net, meta = checkpoint.load(find(str(cell.folder)))
     cut(net, kept["kept"])
-    saved = load_file(find(str(student.folder)) / PREDICTIONS)
+    saved = predictions(find(str(student.folder)), "teacher")
     short = cell._replace(family=f"{cell.family} cut to {len(kept['kept'])} classes")
     row = measured(short, net, meta | {"classes": ours["classes"]}, saved["teacher"], saved["labels"], costs)
     return row | {"cut": True}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pupil.jsonfile import read_json
+
 
 def checksum(facts: Mapping[str, Any]) -> str:
     """SHA-256 of the content, however it is laid out."""
@@ -19,7 +21,7 @@ def write_sealed(path: Path, facts: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> Any:
     """Without the checksum, which older files and those of others lack; ValueError where it is another one."""
-    facts = json.loads(path.read_text())
+    facts = read_json(path)
     if isinstance(facts, dict) and facts.pop("checksum", None) not in (None, checksum(facts)):
         raise ValueError("its content is not what its checksum says")
     return facts

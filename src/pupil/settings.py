@@ -130,7 +130,7 @@ def configured(name: str, row: Mapping[str, Any]) -> Method.Config:
     presets = {"default": {}, **method.presets}
     given = {key: value for key, value in row.items() if value is not None}
     preset = given.get("preset", "default")
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise UserError(f"hp.{name}.preset: there is no {preset!r}; known: {', '.join(presets)}")
     return convert(method.Config, plain(method.Config()) | presets[preset] | given, f"hp.{name}")
 

@@ -1,13 +1,14 @@
 """The things that travel through the code: a batch, what a network says about it, a loss."""
 
+from __future__ import annotations  # so that UserError needs no torch
+
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-class UserError(ValueError):
-    """A mistake the user can mend; its text is one line: what was given, what was expected, what to do."""
+from pupil.errors import UserError as UserError
 
 
 class Batch(NamedTuple):

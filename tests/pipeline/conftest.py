@@ -158,14 +158,6 @@ def finished(start: Checkout) -> tuple[Checkout, Done]:
     return clone, first
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables and nothing else: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    load_mlflow()(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def workspace(finished: tuple[Checkout, Done], empty_store: Path, tmp_path: Path) -> Checkout:
     """A copy of the finished clone, DVC's cache included, with a store in which there is no run."""

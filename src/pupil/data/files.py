@@ -8,6 +8,7 @@ encoded files (pupil.data.encoded).
 import hashlib
 import itertools
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -19,9 +20,12 @@ from torch import Tensor
 
 from pupil.data.base import Images
 from pupil.data.encoded import Encoded, Shown
+from pupil.facts import MOST_PIXELS
+from pupil.jsonfile import parse
 
 NAMES = ("images", "labels", "source_ids")  # in the order of the hash
 ROOM = 1024  # bytes for the header
+MOST = 100_000_000  # bytes of a header that are read, as safetensors itself
 BLOCK = 1 << 24  # bytes hashed at once
 Buffer: TypeAlias = bytes | memoryview
 
@@ -155,18 +159,29 @@ def locate(path: Path) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
     """Of each array the first byte and the shape, the images first; and the side of an image in pixels."""
     with open(path, "rb") as file:
         size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if length < size else {}
+        if length > MOST:
+            raise ValueError(f"{path.name} has a header of {length} bytes, more than {MOST}")
+        header = parse(file.read(length).decode()) if length < size else {}
     try:
         names = dict.fromkeys([*NAMES, *header])
         del names["__metadata__"]
         found = {name: (8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"])) for name in names}
         end = max(header[name]["data_offsets"][1] for name in names)
         side = int(header["__metadata__"]["image_size"])
-    except (KeyError, TypeError, IndexError) as error:
+        if not 0 < side <= MOST_PIXELS or not all(agrees(length, size, **header[name]) for name in names):
+            raise TypeError
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"{path.name} is no file of images, labels and source_ids") from error
     if size != 8 + length + end:
         raise ValueError(f"{path.name} has {size} bytes, {8 + length + end} are needed")
     return found, side
+
+
+def agrees(length: int, size: int, dtype: str, shape: list[int], data_offsets: list[int]) -> bool:
+    """Whether an array lies within the file and is as large as its shape."""
+    start, end = data_offsets
+    whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    return whole and 8 + length + end <= size and end - start == math.prod(shape) * {"U8": 1, "I64": 8}[dtype]
 
 
 def sha256(path: Path) -> str:

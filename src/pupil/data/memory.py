@@ -10,6 +10,7 @@ from pupil.data.batches import Batches
 from pupil.data.dali import Dali, installed
 from pupil.data.resident import Resident, Streamed
 from pupil.data.workers import Workers
+from pupil.installed import dali_packages
 from pupil.types import UserError
 
 LOADERS = ("auto", "resident", "streamed", "workers", "dali")
@@ -50,6 +51,11 @@ def possible(loader: str, resized: bool) -> None:
     """A loader that is asked for must be there and suit the crops."""
     if loader == "dali" and not installed():
         raise UserError("loader: dali was asked for, but nvidia-dali-cuda120 is not installed; install it, or use auto")
+    if (loader == "dali" or (loader == "auto" and resized and installed())) and len(several := dali_packages()) > 1:
+        raise UserError(
+            f"loader: {' and '.join(several)} overwrite one another's files; keep one (python -m pupil doctor says how), or use"
+            " loader=workers"
+        )
     if resized and loader in ("resident", "streamed"):
         raise UserError(
             f"loader: {loader} keeps pixels of one size, and the crops of these data are resized from the image files;"

@@ -12,7 +12,6 @@ report.json, report.txt, contact_sheet.png
     for people; see pupil.data.report.  `load` does not read them
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -31,13 +30,14 @@ from pupil.data.classes import class_sets, labelling
 from pupil.data.draw import draw
 from pupil.data.files import open_split, sha256
 from pupil.data.gather import Gathered, Progress, read
+from pupil.data.manifest import VERSION, digest
+from pupil.data.manifest import read as read_manifest
 from pupil.data.report import write_report
 from pupil.data.sources import SOURCES
 from pupil.data.unchanged import Stamp, refuse_changed, stamp
-from pupil.sealed import read_sealed, write_sealed
+from pupil.sealed import write_sealed
 from pupil.types import UserError
 
-VERSION = 2
 SPLITS = ("train", "val", "test")
 REBUILD = "prepare it again: dvc repro prepare"
 TEACHER = "teacher"  # the folder of the teachers' own classes
@@ -94,8 +94,7 @@ def prepare(config: Data, out: Path, progress: Progress = silent) -> dict[str, A
         for folder, mine in folders.items():
             found = reading.folders[folder]
             facts = describe(config, mine.names, found, moments) | shared
-            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-            manifest = json.loads(json.dumps({**facts, "digest": digest, **beside}))
+            manifest = json.loads(json.dumps({**facts, "digest": digest(facts), **beside}))
             write_sealed(new / folder / "manifest.json", manifest)
             splits = {name: open_split(new / folder / f"{name}.safetensors") for name in found}
             write_report(new / folder, manifest, splits, {name: part.seen for name, part in found.items()})
@@ -110,15 +109,14 @@ def load(folder: Path) -> Prepared:
         raise UserError(f"{folder} holds no prepared data ({missing[0]} is missing); {REBUILD}")
     stamps = {path: stamp(path) for path in (folder / f"{name}.safetensors" for name in SPLITS)}  # before they are hashed
     try:
-        manifest = read_sealed(folder / "manifest.json")
+        manifest = read_manifest(folder / "manifest.json")
         found = {name: open_split(folder / f"{name}.safetensors") for name in SPLITS}
     except ValueError as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and {REBUILD}") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        found_version = manifest.get("version") if isinstance(manifest, dict) else None
-        raise UserError(f"{folder} was prepared in format {found_version}, this is {VERSION}; {REBUILD}")
+    if manifest["version"] != VERSION:
+        raise UserError(f"{folder} was prepared in format {manifest['version']}, this is {VERSION}; {REBUILD}")
     for name in SPLITS:
-        if sha256(folder / f"{name}.safetensors") != manifest["sha256"][name]:
+        if sha256(folder / f"{name}.safetensors") != manifest["sha256"].get(name):
             raise UserError(
                 f"{folder / name}.safetensors is damaged: its SHA-256 is not that of manifest.json; delete {folder} and"
                 f" {REBUILD}"

@@ -24,6 +24,8 @@ from pupil.types import UserError
 LIBRARIES = ("torchvision", "timm")
 HOME = Path(os.environ.get("DVC_ROOT", Path(__file__).resolve().parents[3]))  # the checkout
 WATCHED = "networks"  # the folder that the stages of dvc.yaml depend on
+OURS = ("out", "runs")  # where our own trainings leave model folders
+ASKED: set[str] = set()  # names of code that the settings, or whoever called, have given in this process
 
 
 def is_external(name: str) -> bool:
@@ -34,6 +36,7 @@ def is_external(name: str) -> bool:
 def check(name: str) -> None:
     """Refuses, in one line, a name that nothing answers to; builds nothing."""
     if ":" in name:
+        ASKED.add(name)
         factory(name)
         return
     library, _, model = name.partition("/")
@@ -130,6 +133,19 @@ def factory(name: str) -> Callable[[int], Any]:
         close = get_close_matches(function, functions, 1, 0.5)
         raise UserError(f"{where} has no function {function!r}{f'; did you mean {close[0]!r}?' if close else ''}")
     return found
+
+
+def refuse_code(name: str, folder: Path) -> None:
+    """A model folder may be a stranger's: what its model.json names is not run unless the user did something for it."""
+    if ":" not in name or name in ASKED or any(folder.resolve().is_relative_to((HOME / ours).resolve()) for ours in OURS):
+        return
+    where = name.rpartition(":")[0]
+    watched = where.endswith(".py") and (HOME / WATCHED).resolve() in find_file(where).resolve().parents
+    if not watched:
+        raise UserError(
+            f"{folder} names code, {name!r}, which nothing here has asked for; it was not run. If you trust it, move its"
+            f" file to {WATCHED}/, or name it in params.yaml (teachers, students)"
+        )
 
 
 def unwatched(name: str) -> str | None:

@@ -9,15 +9,31 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pupil import record
+from pupil.errors import UserError
 from pupil.tracking.mirror import Mirror
-from pupil.tracking.store import RECORD, address, connect, find_runs, first_line, is_complete, unusable
+from pupil.tracking.store import (
+    RECORD,
+    Store,
+    address,
+    connect,
+    find_runs,
+    first_line,
+    is_complete,
+    is_deleted,
+    load_mlflow,
+    unusable,
+)
 
-__all__ = ["Mirror", "Stream", "connect", "parent_from_environment", "sync"]
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+__all__ = ["Mirror", "Stream", "connect", "look_up", "parent_from_environment", "sync"]
 
 LATER = "run `python -m pupil sync` later"
 
@@ -74,29 +90,62 @@ def sync(roots: Iterable[Path], home: Path, experiment: str) -> tuple[int, int, 
     store = connect(home, experiment)
     from mlflow import MlflowException
 
-    complete: dict[str, bool] = {}
+    known: dict[str, list[Run]] = {}
     for run in find_runs(store, f"tags.`{RECORD}` LIKE '%'"):
-        uid = run.data.tags[RECORD]
-        complete[uid] = complete.get(uid, False) or is_complete(run)
+        known.setdefault(run.data.tags[RECORD], []).append(run)
     created = completed = present = 0
     for folder in record.find(roots):
         try:
             facts = record.read(folder)
             if facts["status"] == "RUNNING":
                 continue
-            if complete.get(facts["uid"]):
+            mirror, runs = Mirror(folder, store), known.get(facts["uid"], [])
+            if any(map(is_deleted, runs)) or (len(runs) == 1 and is_complete(runs[0], facts)):
                 present += 1
                 continue
-            mirror = Mirror(folder, store)
-            complete[facts["uid"]] = mirror.push()
+            mirror.push()
+            known[facts["uid"]] = [store.client.get_run(mirror.run)] if mirror.run else []
             created, completed = created + mirror.created, completed + (not mirror.created)
+            if mirror.refused:
+                more = f" and {len(mirror.refused) - 1} more" if mirror.refused[1:] else ""
+                warn(f"sync: {folder}: the store refuses {mirror.refused[0]}{more}; the rest is there")
         except MlflowException as e:
             if e.error_code != "INVALID_PARAMETER_VALUE":
                 raise unusable(address(home)[0], e) from None
             warn(f"sync: {folder} skipped: {first_line(e)}")
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as e:
+        except UserError as e:
+            warn(f"sync: {folder} skipped: {first_line(e)}")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
             warn(f"sync: {folder} skipped: {type(e).__name__}: {first_line(e)}")
     return created, completed, present
+
+
+def look_up(home: Path, text: str) -> tuple[str, Callable[[Path], None]] | None:
+    """The uid of the record of the MLflow run whose id begins so, and how to fetch it; the store is not changed."""
+    uri, remote = address(home)
+    if find_spec("mlflow") is None or not (remote or "MLFLOW_TRACKING_URI" in os.environ or (home / "mlflow.db").exists()):
+        return None
+    try:
+        store = Store(load_mlflow()(uri), "", home)
+        found = [run for run in find_runs(store, f"tags.`{RECORD}` LIKE '%'") if run.info.run_id.startswith(text)]
+    except Exception as e:
+        raise unusable(uri, e) from None
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UserError(f"{len(found)} runs in MLflow begin with {text}: give more of the id")
+
+    def fetch(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            store.client.download_artifacts(found[0].info.run_id, "record.json", str(folder))
+            if any(f.path == "config.json" for f in store.client.list_artifacts(found[0].info.run_id)):
+                (folder / "artifacts").mkdir(exist_ok=True)
+                store.client.download_artifacts(found[0].info.run_id, "config.json", str(folder / "artifacts"))
+        except Exception as e:
+            raise UserError(f"the record of run {found[0].info.run_id} cannot be fetched: {first_line(e)}") from None
+
+    return found[0].data.tags[RECORD], fetch
 
 
 def warn(line: str) -> None:

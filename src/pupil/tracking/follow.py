@@ -16,6 +16,7 @@ from pupil.tracking.mirror import Mirror
 from pupil.tracking.store import address, connect, first_line, load_mlflow
 
 PATIENCE, PATIENCE_UNANSWERED = 120.0, 8.0  # seconds, from the end of the training on
+AGAIN = 30.0  # seconds after which a store that failed is asked again
 INCOMPLETE = 3  # exit status
 
 
@@ -25,8 +26,9 @@ class Follower:
     def __init__(self, folder: Path, home: Path, experiment: str) -> None:
         self.folder, self.home, self.experiment = folder, home, experiment
         self.news, self.closing = threading.Event(), threading.Event()
-        self.asked: float | None = None  # when the store was first asked, time.monotonic()
+        self.asked: float | None = None  # when the store was asked for the first time since it last failed, time.monotonic()
         self.answered = False
+        self.failed = False  # and said so
 
     def listen(self) -> None:
         """In a thread of its own: news, then the end, then impatience."""
@@ -44,21 +46,52 @@ class Follower:
             return closed + PATIENCE
         return max(closed, self.asked) + PATIENCE_UNANSWERED
 
-    def push(self) -> bool:
-        """Until the run is complete (True), or the record's writer is gone."""
+    def follow(self) -> bool:
+        """Until the run is complete (True), or the record's writer is gone.  A store that fails is asked again later."""
         load_mlflow()
-        self.asked = time.monotonic()
-        store = connect(self.home, self.experiment)
-        self.answered = True
-        mirror = Mirror(self.folder, store)
+        mirror: Mirror | None = None
         while True:
             self.news.wait()
             self.news.clear()
             last = self.closing.is_set()  # before the push: it sees all that was written before the end
-            complete = mirror.push()
+            try:
+                mirror = mirror or self.connect()
+                complete = mirror.push()
+            except Exception as e:
+                mirror = None  # what came through of the push, the next one finds out
+                self.answered, self.asked = False, None
+                if (
+                    last and not (self.folder / "record.json").exists()
+                ):  # nobody waits: the training was killed and its files removed
+                    return False
+                self.say(f"WARNING tracking is off: {first_line(e)}; training goes on, the store is asked again now and then")
+                if last:
+                    return False
+                self.closing.wait(AGAIN)
+                self.news.set()
+                continue
             if complete or last:
+                self.end(mirror, complete)
                 return complete
             self.closing.wait(1)
+
+    def connect(self) -> Mirror:
+        self.asked = time.monotonic()
+        store = connect(self.home, self.experiment)
+        self.answered = True
+        return Mirror(self.folder, store)
+
+    def end(self, mirror: Mirror, complete: bool) -> None:
+        if mirror.refused:
+            warn(f"WARNING tracking: the store refuses {mirror.refused[0]}; {len(mirror.refused)} in all")
+        elif not complete:
+            mirror.abandon()
+
+    def say(self, line: str) -> None:
+        """Once: a store that is down for an hour is one fault."""
+        if not self.failed:
+            warn(line)
+        self.failed = True
 
 
 def main() -> None:
@@ -69,7 +102,7 @@ def main() -> None:
     threading.Thread(target=follower.listen, daemon=True).start()
     status = INCOMPLETE
     try:
-        status = 0 if follower.push() else INCOMPLETE
+        status = 0 if follower.follow() else INCOMPLETE
     except Exception as e:
         warn(f"WARNING tracking is off: {first_line(e)}; training goes on")
     sys.stderr.flush()

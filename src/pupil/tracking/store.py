@@ -4,12 +4,12 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pupil.types import UserError
+from pupil.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,6 +59,7 @@ def load_mlflow() -> "type[MlflowClient]":
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # 90 lines for a full disk, which we say in one
     try:
         from mlflow import MlflowClient
     except ModuleNotFoundError as e:
@@ -106,21 +107,37 @@ def find_runs(store: Store, condition: str, deleted: bool = True) -> list["Run"]
         found += page
         token = page.token
         if not token:
-            return sorted(found, key=is_complete, reverse=True)
+            return found
 
 
-def is_complete(run: "Run") -> bool:
-    return COMPLETE in run.data.tags or run.info.lifecycle_stage != "active"
+def is_deleted(run: "Run") -> bool:
+    return run.info.lifecycle_stage != "active"
+
+
+def is_complete(run: "Run", facts: Mapping[str, Any]) -> bool:
+    """Whether nothing more will come from a record in this state: what finished stays so, what was interrupted may go on."""
+    if is_deleted(run):
+        return True
+    if COMPLETE not in run.data.tags:
+        return False
+    if run.info.status == "FINISHED":
+        return True
+    return facts["status"] not in ("RUNNING", "FINISHED") and (run.info.end_time or 0) >= milliseconds(facts["ended"])
+
+
+def milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
 
 
 def first_line(e: Exception) -> str:
-    line = without_password((str(e).strip().splitlines() or [type(e).__name__])[0])
+    lines = [line for line in str(e).strip().splitlines() if not line.startswith("(raised as a result of")]
+    line = without_password((lines or [type(e).__name__])[0])
     return line if len(line) <= 200 else line[:197] + "..."
 
 
 def without_password(text: str) -> str:
     """http://user:password@host -> http://host."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)  # to the last @: a password may have one
 
 
 def unusable(uri: str, e: Exception) -> UserError:
