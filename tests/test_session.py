@@ -16,6 +16,7 @@ from pupil.data.resident import Resident
 from pupil.methods import METHODS
 from pupil.net import FrozenLinear
 from pupil.settings import Settings
+from pupil.types import UserError
 from tests import tiny
 
 FILES = (checkpoint.WEIGHTS, checkpoint.META, session.PREDICTIONS)
@@ -153,9 +154,9 @@ class Counted(Resident):
 
     reads = 0
 
-    def epoch(self, number: int) -> Any:
+    def epoch(self, number: int, first: int = 0) -> Any:
         self.reads += 1
-        return super().epoch(number)
+        return super().epoch(number, first)
 
 
 def counted_run(
@@ -208,3 +209,95 @@ def test_the_papers_protocol_has_names_of_its_own_and_leaves_the_training_as_it_
     assert found["final"] == honest["final"]
     same = [(tmp_path / name / "model" / checkpoint.WEIGHTS).read_bytes() for name in ("honest", "papers")]
     assert same[0] == same[1]
+
+
+# --- side by side ---------------------------------------------------------------------------------------------------------
+
+
+def table(ground: tuple[Settings, Prepared], folder: Path, methods: tuple[str, ...], **more: Any) -> Settings:
+    settings, _ = ground
+    cell = dataclasses.replace(settings.distill, student="resnet8")
+    places = {"out": str(folder / "model"), "record": str(folder / "record")}
+    return dataclasses.replace(settings, **places, **more, methods=methods, distill=cell)
+
+
+def test_a_table_leaves_what_its_cells_would_leave(ground: tuple[Settings, Prepared], tmp_path: Path) -> None:
+    """Bytes of three files each, every epoch's metrics, and a record of its own."""
+    methods = ("kd", "crd", "ft", "mlkd")
+    here = table(ground, tmp_path / "table", methods, seeds=(0, 1))
+    data = ground[1]
+    session.run(assemble.table(here, data), data, here)
+    uids = set()
+    for method in methods:
+        for seed in (0, 1):
+            alone = run(ground, tmp_path / method / str(seed), method, seed, disturb=3)
+            below = Path(str(seed)) / method
+            for name in FILES:
+                assert (tmp_path / "table/model" / below / name).read_bytes() == alone[name], (method, seed, name)
+            kept = tmp_path / "table/record" / below
+            lines = [line["values"] for line in record.read_metrics(kept)]
+            assert [{k: v for k, v in line.items() if not k.startswith(OF_THE_MOMENT)} for line in lines] == alone["lines"]
+            facts = record.read(kept)
+            assert {key: facts[key] for key in ("final", "outputs", "inputs", "params", "seeds")} == {
+                key: alone[key] for key in ("final", "outputs", "inputs", "params", "seeds")
+            }
+            assert facts["status"] == "FINISHED"
+            uids.add(facts["uid"])
+    assert len(uids) == 8
+
+
+def test_a_table_that_is_broken_off_goes_on(
+    ground: tuple[Settings, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second seed: the first is not trained again."""
+    data = ground[1]
+    whole = table(ground, tmp_path / "whole", ("kd", "at"), seeds=(0, 1))
+    session.run(assemble.table(whole, data), data, whole)
+    here = table(ground, tmp_path / "table", ("kd", "at"), seeds=(0, 1), resume_every=0.0)
+    trained: list[int] = []
+    usual = session.train_group
+
+    def until_the_second(seats: Any, *rest: Any) -> None:
+        trained.append(seats[0].job.seed)
+        if len(trained) == 2:
+            log = record.Record.log
+
+            def killed(self: Any, values: Any, step: int) -> None:
+                log(self, values, step)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(record.Record, "log", killed)
+                usual(seats, *rest)
+        usual(seats, *rest)
+
+    monkeypatch.setattr(session, "train_group", until_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(assemble.table(here, data), data, here)
+    first = (tmp_path / "table/model/0/kd" / checkpoint.WEIGHTS).stat().st_mtime_ns
+    session.run(assemble.table(here, data), data, here)
+    assert trained == [0, 1, 1]
+    assert (tmp_path / "table/model/0/kd" / checkpoint.WEIGHTS).stat().st_mtime_ns == first
+    for below in ("0/kd", "0/at", "1/kd", "1/at"):
+        a, b = (tmp_path / name / "model" / below for name in ("whole", "table"))
+        assert all((a / name).read_bytes() == (b / name).read_bytes() for name in FILES)
+        assert [line["step"] for line in record.read_metrics(tmp_path / "table/record" / below)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ([{"name": "a b", "methods": ["at"]}], "tables[0].name: expected a name of its own"),
+        ([{"name": "a", "methods": []}], "tables[0].methods: at least one is needed"),
+        ([{"name": "a", "methods": ["kd"]}], "tables[0].methods: kd is in methods already"),
+        ([{"name": "a", "methods": ["att"]}], "tables[0].methods: there is no 'att'; did you mean 'at'?"),
+        ([{"name": "a", "methods": ["at"]}, {"name": "a", "methods": ["sp"]}], "tables[1].name: expected a name of its own"),
+        ([{"name": "a"}], "tables[0]: methods is missing, expected {name, methods}"),
+        (["at"], "tables[0]: expected {name, methods}, got 'at'"),
+        ([{"name": "a", "methods": ["at"], "seed": 1}], "tables[0]: expected {name, methods}"),
+    ],
+)
+def test_a_table_that_cannot_be_is_one_line(tables: list[Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.resolve(settings_of.overlay(settings_of.defaults(), {"methods": ["kd"], "tables": tables}))
+    assert said in str(caught.value)
