@@ -45,10 +45,13 @@ class Images(Dataset[Example]):
 class CommonLoop:
     """A method, step by step, with SGD at the usual settings; `alone`: a student by itself."""
 
-    def __init__(self, name: str, method: Method, data: Images, batch: int, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, name: str, method: Method, data: Images, batch: int, workers: int, device: torch.device, stay: bool = True
+    ) -> None:
+        """`stay`: the workers live on from epoch to epoch."""
         self.name, self.method, self.device = name, method, device
         self.optimizer = torch.optim.SGD(method.parameters(), 0.05, 0.9, weight_decay=5e-4)
-        self.loader = DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+        self.loader = DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=stay and workers > 0)
 
     def batches(self) -> Iterator[Any]:
         return iter(self.loader)

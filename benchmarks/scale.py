@@ -107,7 +107,7 @@ def listing(scale: Scale, scratch: Path) -> Iterator[Piece]:
         for i in range(n)
     ]
     made: dict[str, Any] = {}
-    yield "names of the files", lambda: made.update(tree=as_tree(scratch, entries))
+    yield "names of the files", lambda: made.update(tree=as_tree("the made folder", scratch, entries))
     splits = {"train": Split(made["tree"], "train/"), "test": Split(made["tree"], "val/")}
     yield "classes and labels", lambda: made.update(content=content_of(splits, Data(name="imagenet", path=".")))
     assert len(made["content"].classes) == scale.classes

@@ -91,7 +91,7 @@ def measure(names: list[str], args: argparse.Namespace, speed: Any, device: torc
     train = Resident(pixels, labels, MEAN, STD, args.batch, device, 0, Augment(4, True))
     teacher = network(PAIRS[args.pair][0], device).requires_grad_(False).eval()
     literal = {
-        name: CommonLoop(ROWS[name][0], made(name, args.pair, labels, teacher), images, args.batch, args.workers, device)
+        name: CommonLoop(ROWS[name][0], made(name, args.pair, labels, teacher), images, args.batch, args.workers, device, False)
         for name in names
     }
     with ExitStack() as stack:
