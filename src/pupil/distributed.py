@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -73,6 +74,22 @@ def join(device: torch.device) -> torch.device:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return device
+
+
+def from_first(file: Path | None, device: torch.device) -> bytes | None:
+    """What the first process's file holds, for all of them; None where it names none.  Disks may be apart."""
+    raw = b"" if file is None else file.read_bytes()
+    if not several():
+        return raw or None
+    length = torch.tensor([len(raw)], device=device)
+    dist.broadcast(length, 0)
+    if not length.item():
+        return None
+    sent = torch.zeros(int(length.item()), dtype=torch.uint8, device=device)
+    if raw:
+        sent.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+    dist.broadcast(sent, 0)
+    return sent.cpu().numpy().tobytes()
 
 
 def several() -> bool:

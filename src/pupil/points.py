@@ -6,6 +6,7 @@ A safetensors file whose metadata holds everything that is no tensor as JSON, an
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ def read(path: Path) -> dict[str, Any]:
         return unpack(tree, list(named.values()))
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]})") from None
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """As `read`, of a file's content."""
+    with tempfile.TemporaryDirectory() as folder:  # safetensors gives the metadata of files alone
+        path = Path(folder) / "point.safetensors"
+        path.write_bytes(raw)
+        return read(path)
 
 
 def pack(value: Any, tensors: list[Tensor]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pupil import checkpoint, distributed
+from pupil import checkpoint, distributed, points
 from pupil.assemble import Job, seed_everything
 from pupil.cache import answering
 from pupil.conclude import conclude
@@ -55,6 +55,7 @@ def run(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> 
     with explained(groups, data, settings), keeper.holding(title), keeper.listening():
         keeper.claimed(len(jobs), lambda: fresh(jobs[0].stage))
         point = keeper.load()
+        distributed.from_first(keeper.point if point else None, distributed.join(pick_device(settings.device)))
         start = 0 if point is None else point["group"]
         for number, group in enumerate(groups[start:], start):
             uids = keeper.claim["uids"][sum(map(len, groups[:number])) :]
@@ -155,11 +156,11 @@ def feeds_of(seats: Sequence[Seat], data: Prepared, settings: Settings, device: 
 
 def follow(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> None:
     """Train beside the first process, which writes and speaks."""
-    keeper = keeper_of([job for group in groups for job in group], data, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process stops for all
-    device = distributed.join(pick_device(settings.device))  # by then the first process has read the point
-    point = keeper.load()
+    device = distributed.join(pick_device(settings.device))
+    raw = distributed.from_first(None, device)
+    point = None if raw is None else points.parse(raw)
     start = 0 if point is None else point["group"]
     for group in groups[start:]:
         seats = [Seat(job, Where(Path(), Path()), "") for job in group]
