@@ -407,6 +407,19 @@ def test_a_worker_that_is_killed_ends_it_and_the_same_command_goes_on(
     assert lab.train(loader="workers") == by_loader["workers"]
 
 
+def test_a_signal_to_the_workers_as_well_is_a_stop(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        child = multiprocessing.active_children()[0]
+        child.terminate()
+        child.join()
+
+    in_epoch(monkeypatch, 2, kill)
+    with pytest.raises(Stopped, match="stopped by SIGTERM, "):
+        lab.train(loader="workers")
+    assert points.read(lab.point)["states"][0]["place"][2] == 2
+
+
 @pytest.mark.skipif(not installed(), reason="no DALI")
 def test_a_fault_of_dali_ends_it_and_the_same_command_goes_on(
     lab: Lab, by_loader: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ from pupil.assemble import Job
 from pupil.data import Prepared
 from pupil.data.memory import free_memory
 from pupil.feeds import pick_device
+from pupil.resume import Keeper, Stopped
 from pupil.room import advice, need
 from pupil.settings import Settings
 from pupil.types import UserError
@@ -17,7 +18,7 @@ AGAIN = "run the same command: it goes on"
 
 
 @contextmanager
-def explained(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> Iterator[None]:
+def explained(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings, keeper: Keeper) -> Iterator[None]:
     """Of disks, memory, data and the processes that make batches.  What nobody can mend but in the code stays as it is."""
     try:
         yield
@@ -33,6 +34,8 @@ def explained(groups: Sequence[Sequence[Job]], data: Prepared, settings: Setting
             line = ""
         elif "DataLoader worker" in str(e):
             data.refuse_changed()
+            if keeper.asked:  # a scheduler's signal to all of the job
+                raise Stopped(f"stopped by {keeper.asked}, {keeper.kept()}") from None
             line = f"a process that makes batches has died ({last_line(e)}), often for want of memory; {AGAIN}"
         else:
             raise

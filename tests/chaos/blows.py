@@ -50,7 +50,7 @@ class Sight:
 
     def place(self) -> Path | None:
         """Its folder below .work/resume."""
-        return next((p for p in self.lab.resume.glob("*") if (p / "lock").exists()), None)
+        return next((p for p in self.lab.resume.glob("*") if p.suffix != ".ended" and (p / "lock").exists()), None)
 
     def point(self) -> tuple[int, int] | None:
         place = self.place()
