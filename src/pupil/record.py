@@ -114,6 +114,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise damaged(path, f"it holds a {type(facts).__name__}, not an object")
     if facts.pop("checksum", None) not in (None, checksum(facts)):
         raise damaged(path, "its content is not what its checksum says")
+    if [key for key, value in facts.items() if key != "metrics_sha256" and re.fullmatch("[0-9a-f]{64}", str(value))]:
+        raise damaged(path, "its checksum has lost its name")
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
     wrong += [key for key in TIMES if key in facts and not (isinstance(facts[key], int | float) and 0 <= facts[key] < LATEST)]
     wrong += [] if facts.get("status") in STATES else ["status"]
