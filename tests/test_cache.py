@@ -435,7 +435,7 @@ def test_stages_share_it_among_methods_seeds_and_processes(tmp_path: Path) -> No
     assert {who for who, text in said.items() if "is kept" in text} == {"one"}
     ones, twos = ([line["values"] for line in record.read_metrics(tmp_path / f"record-{who}")] for who in ("one", "two"))
     for a, b in zip(ones, twos, strict=True):
-        assert b["distil/kl"] == pytest.approx(a["distil/kl"], rel=1e-5)  # at this learning rate the weights stay
+        assert b["distil/kl"] == pytest.approx(a["distil/kl"], rel=5e-5)  # at this learning rate the weights stay
     assert record.read(tmp_path / "record-one")["params"]["views"] == 2
     (folder / "view2.float16").unlink()
     assert done("distill", *words, "distill.method=kd", "out=again", "record=record-again").count("is kept") == 1

@@ -1,5 +1,6 @@
 """The short form of `make chaos`, and what must not go on: the same training twice at once, another training, an orphan."""
 
+import contextlib
 import os
 import random
 import resource
@@ -235,8 +236,15 @@ def test_a_disk_that_is_really_full_for_results_ends_it_and_the_same_command_goe
 def test_a_stop_takes_seconds_even_where_the_tracking_server_hangs(lab: Lab) -> None:
     """And the process that follows survives a signal to all, to push what it can."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        held = []
-        threading.Thread(target=lambda: [held.append(server.accept()) for _ in range(100)], daemon=True).start()
+        held: list[socket.socket] = []
+
+        def hold() -> None:
+            with contextlib.suppress(OSError):  # the server is closed
+                while True:
+                    held.append(server.accept()[0])
+
+        holding = threading.Thread(target=hold, daemon=True)
+        holding.start()
         cell = Cell(lab)
         folder = lab.folder()
         environment = lab.clone.environment(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -261,6 +269,10 @@ def test_a_stop_takes_seconds_even_where_the_tracking_server_hangs(lab: Lab) -> 
         assert mine, "it still tries to push"
         for path in mine:
             os.kill(int(path.name), KILL)
+        server.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        holding.join(10)
+    for connection in held:
+        connection.close()
 
 
 def content(path: Path) -> bytes:
