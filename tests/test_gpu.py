@@ -1,22 +1,29 @@
 """What only a CUDA device can show."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pupil.data import Data, load, prepare
 from pupil.data.memory import KINDS
 from pupil.data.resident import Augment, Resident
+from pupil.fit import Watch, fit, teacher_features
+from pupil.lanes import Graphs, Streams, Turns
 from pupil.methods import METHODS
-from pupil.methods.base import Setup
+from pupil.methods.base import Group, Phase, Setup
 from pupil.models import build
 from pupil.net import probe
-from pupil.optim import Optim
+from pupil.optim import Optim, make_optimizer
 from pupil.scoring import score
+from pupil.speed import Speed, quick
+from pupil.training import Training
 from tests import tiny
 
 pytestmark = [
@@ -95,3 +102,60 @@ def test_dali_on_the_gpu_shows_what_the_cpu_shows(tmp_path: Path, crop: str) -> 
             assert b.images.device.type == b.labels.device.type == "cuda"
             gap = ((a.images - b.images.cpu()) / here.scale).abs()
             assert gap.mean() < (0.01 if crop == "pad" else 2), "levels of 255"
+
+
+def together(names: list[str], speed: Speed, side_by_side: Turns) -> list[dict[str, Tensor]]:
+    """The weights of students that took ten steps side by side from one pass of the teacher."""
+    device = torch.device("cuda")
+    g = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(0, 256, (320, 3, 32, 32), generator=g, dtype=torch.uint8), torch.arange(320) % 4
+    about = images, labels, (0.5,) * 3, (0.25,) * 3, 32, device
+    torch.manual_seed(1)
+    teacher = build("wrn_16_1", 4).eval().requires_grad_(False)
+    methods = []
+    for name in names:
+        torch.manual_seed(2)
+        student = build("resnet8", 4)
+        hp = METHODS[name].Config(**tiny.QUICK.get(name, {}))
+        methods.append(
+            METHODS[name](Setup(student, teacher, probe(student, 32), probe(teacher, 32), labels, 32), hp).to(device)
+        )
+    teacher.to(device)
+    optim = Optim(epochs=1, batch_size=32, lr=0.01, schedule="cosine")
+    with ExitStack() as stack:
+        trainings = []
+        for i, method in enumerate(methods):
+            stack.enter_context(quick(method, None if i else teacher, speed))
+            torch.manual_seed(3)
+            trainings.append(Training(method, optim, Resident(*about), lambda values, epoch: None))
+        watch: Watch = lambda batches, *_: iter(batches)  # noqa: E731
+        train = Resident(*about, 0, Augment(2, True), two_views=True)
+        fit(trainings, partial(teacher_features, teacher), train, watch, lanes=side_by_side)
+    return [{name: value.cpu() for name, value in method.student.state_dict().items()} for method in methods]
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """How far two networks are from one another, in units of the norm of one."""
+    a, b = (torch.cat([value.flatten().double() for value in net.values()]) for net in (one, other))
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("speed", [Speed(), Speed(bf16=True, channels_last=True)], ids=str)
+def test_students_in_streams_of_their_own_get_the_weights_of_turns(speed: Speed) -> None:
+    names = ["kd", "fitnet", "at", "sp", "simkd", "srrl"]
+    streams = Streams(len(names), torch.device("cuda"))
+    for name, one, other in zip(names, together(names, speed, Turns()), together(names, speed, streams), strict=True):
+        assert apart(one, other) < 0.02, name
+
+
+def test_cuda_graphs_get_the_weights_of_eager_networks() -> None:
+    names = ["kd", "mlkd", "simkd"]  # mlkd asks the teacher twice in a step
+    graphs = Speed(compile="both", graphs=True)
+    for name, one, other in zip(names, together(names, Speed(), Turns()), together(names, graphs, Graphs()), strict=True):
+        assert apart(one, other) < 0.02, name
+
+
+def test_the_optimiser_is_fused_on_the_gpu() -> None:
+    net = torch.nn.Linear(3, 3).cuda()
+    sgd, _ = make_optimizer(Phase("fit", lambda *_: {}, [Group(net)]), Optim())
+    assert sgd.param_groups[0]["fused"]

@@ -405,4 +405,8 @@ def test_teacher_compiled_in_earnest_gives_the_plain_taps(capsys: pytest.Capture
         with quick(method, method.teacher, Speed(compile="teacher", channels_last=True)):
             assert furthest(method.teacher.features(x), plain) < 1e-5
             assert furthest(method.teacher.features(x[:5]), part) < 1e-5
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                method.teacher.features(x)
+    called = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_convolution_pointwise" in called, "convolutions with their weights packed, and what follows them within"
     assert not capsys.readouterr().out

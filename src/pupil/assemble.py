@@ -22,7 +22,7 @@ from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
-RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile")  # how a training is run
+RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile", "overlap")  # how a training is run
 
 
 class Job(NamedTuple):

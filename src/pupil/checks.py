@@ -87,6 +87,7 @@ def check(s: Settings) -> None:
     within("views", s.views, s.views is None or s.views >= 1, "1 or more, or null")
     within("resume_every", s.resume_every, s.resume_every >= 0, "0 or more seconds")
     within("processes", s.processes, s.processes >= 1, "1 or more")
+    within("overlap", s.overlap, not s.overlap or s.compile is not True, "false with compile: true (CUDA graphs)")
     within("compile", s.compile, s.compile is not True or s.processes == 1, "false with several processes")
     if s.device != "auto" and s.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {s.device!r}")

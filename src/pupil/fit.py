@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pupil import distributed
 from pupil.dot import DOT
+from pupil.lanes import Turns
 from pupil.methods.base import Answers, Loss, Phase
 from pupil.net import Net
 from pupil.types import Batch, Features, Loader, Terms, UserError
@@ -57,8 +58,9 @@ def fit(
     train: Loader,
     watch: Watch,
     point: Callable[[], None] = lambda: None,
+    lanes: Turns = Turns(),
 ) -> list[Trained]:
-    """Train each student through every phase of its method, from where it is.
+    """Train each student through every phase of its method, from where it is; `lanes` says how they take their steps.
 
     `point` is called between two steps, before the first and after each epoch: what `Training.state` gives is then whole.
     """
@@ -71,9 +73,12 @@ def fit(
         point()
         batches = train.epoch(number, first)
         for batch in watch(batches, longest.phase.name, longest.epoch, longest.epochs, first):
+            lanes.begin()
             t = teach(batch)
-            for training in alive:
-                training.step(batch, t)
+            for lane, training in enumerate(alive):
+                with lanes.lane(lane):
+                    training.step(batch, t)
+            lanes.end()
             point()
         for training in alive:
             training.end(train)

@@ -40,7 +40,8 @@ def make_optimizer(phase: Phase, optim: Optim) -> tuple[torch.optim.Optimizer, L
     if optim.optimizer == "dot":
         sgd = DOT(groups, lr, optim.momentum, optim.dot_delta)
     else:
-        sgd = torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov)
+        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+        sgd = torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov, fused=on_gpu or None)  # slower on CPUs
     if phase.constant:
         return sgd, ConstantLR(sgd, 1.0)
     if (phase.schedule or optim.schedule) == "cosine":

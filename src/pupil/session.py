@@ -21,6 +21,7 @@ from pupil.divided import divided
 from pupil.faults import explained
 from pupil.feeds import Loaders, loaders, pick_device
 from pupil.fit import Log, Teach, Trained, Watch, fit, teacher_features
+from pupil.lanes import lanes
 from pupil.machine import usage
 from pupil.methods.alone import Alone
 from pupil.opening import open_record
@@ -198,7 +199,8 @@ def train(
             trainings.append(Training(job.method, job.optim, feeds.val, log, papers))
         for training, state in zip(trainings, states or [], strict=False):
             training.restore(state)
-        return fit(trainings, teach, feeds.train, watch, lambda: keep(trainings))
+        side_by_side = lanes(len(jobs), feeds.train.device, settings.overlap, speed.graphs)
+        return fit(trainings, teach, feeds.train, watch, lambda: keep(trainings), side_by_side)
 
 
 def keeper_of(jobs: Sequence[Job], data: Prepared, settings: Settings) -> Keeper:

@@ -95,6 +95,7 @@ class Settings:
     precision: str = "float32"  # float32 | bf16 | auto: of the networks in training; losses and weights are float32
     layout: str = "contiguous"  # contiguous | channels_last | auto: of images, maps and weights in training
     compile: bool | str = False  # false | true (both networks) | auto: by torch.compile
+    overlap: bool = False  # on a GPU: students that are trained side by side take their steps in CUDA streams of their own
     views: int | None = None  # ways in which each image is augmented; then a cache answers for the teacher
     recipe: str | None = None  # whose published numbers the comparison shows beside the measured ones
     resume_every: float = 60.0  # seconds between two points that a killed training goes on from; 0: after each step

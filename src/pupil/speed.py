@@ -7,8 +7,8 @@ measured by the plain way.
 precision  bf16: both networks, and convolutions of adapters, under autocast; on CUDA what stays float32 may use TF32 in
            matrix products
 layout     channels_last: images, maps and the student's weights
-compile    by torch.compile, for batches of the first one's shape: both networks, or (auto, on a CPU) the teacher, whose weights
-           are then constants; where it fails, the network runs eagerly, and a line says so
+compile    by torch.compile, for batches of the first one's shape: both networks (on a GPU as CUDA graphs), or (auto, on a CPU)
+           the teacher, whose weights are then constants; where it fails, the network runs eagerly, and a line says so
 
 The teacher answers from a copy that never changes: batch norms folded where that is sure (`fold`), weights in the layout and
 cast once.  Who reads the teacher's own parts finds them as they were.
@@ -18,15 +18,18 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch._functorch.config as functorch
+import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from pupil.distributed import world
 from pupil.fold import fold
+from pupil.lanes import home_of
 from pupil.lazy import Lazy
 from pupil.methods.alone import Alone
 from pupil.methods.base import Method
@@ -49,12 +52,14 @@ class Speed:
     bf16: bool = False
     channels_last: bool = False
     compile: str = ""  # both | teacher
+    graphs: bool = False  # compiled networks run as CUDA graphs
     why: str = ""  # of an automatic precision
 
     def __str__(self) -> str:
+        graphs = ", in CUDA graphs" if self.graphs else ""
         precision = ("bf16" if self.bf16 else "float32") + (f" ({self.why})" if self.why else "")
         return ", ".join(
-            [precision, *["channels-last"] * self.channels_last, *[f"{self.compile} compiled"] * bool(self.compile)]
+            [precision, *["channels-last"] * self.channels_last, *[f"{self.compile} compiled{graphs}"] * bool(self.compile)]
         )
 
 
@@ -67,7 +72,8 @@ def choose(precision: str, layout: str, compile: bool | str, device: torch.devic
     if compile is True and several:
         raise UserError("compile: true works in one process, and there are several; use compile=false or processes=1")
     compiled = "both" if compile is True else "teacher" if compile == "auto" and device.type == "cpu" and not several else ""
-    return Speed(bf16, last, compiled, why if precision == "auto" else "")
+    graphs = bool(compiled) and device.type == "cuda"
+    return Speed(bf16, last, compiled, graphs, why if precision == "auto" else "")
 
 
 def bf16_on(device: torch.device) -> tuple[bool, str]:
@@ -92,7 +98,7 @@ def quick(method: Method | Alone, teacher: Net | None, speed: Speed) -> Iterator
         teacher.__dict__["answering"] = prepared(copy.deepcopy(teacher), speed)
     for net, kind in kinds.items():
         compiled = speed.compile == "both" or (speed.compile == "teacher" and net is teacher)
-        run: Any = Compiled(kind.features, frozen=net is teacher) if compiled else kind.features
+        run: Any = Compiled(kind.features, net is teacher, speed.graphs) if compiled else kind.features
         net.__class__ = type(
             kind.__name__, (Student if net is student else Teacher, kind), {"speed": speed, "run": staticmethod(run)}
         )
@@ -145,7 +151,7 @@ def answer(net: Net, x: Tensor, speed: Speed, run: Run) -> Features:
         return run(net, x)
     with torch.autocast(x.device.type, torch.bfloat16):
         part = run(net, x)
-    return cast(Features, Lazy(part, Tensor.float))
+    return cast(Features, Lazy(part, Tensor.float, home=home_of(x)))
 
 
 def prepared(net: Net, speed: Speed) -> Net:
@@ -194,11 +200,12 @@ class InFloat32(nn.Conv2d):
 class Compiled:
     """A network's features, compiled for batches of one shape; others go the eager way, as do all after a failure."""
 
-    def __init__(self, eager: Run, frozen: bool) -> None:
+    def __init__(self, eager: Run, frozen: bool, graphs: bool) -> None:
         """`frozen`: the weights never change, and may be packed as the processor likes them."""
         self.eager = eager
-        options: Any = {"freezing": True} if frozen else None
-        self.quick: Any = torch.compile(eager, dynamic=False, options=options)
+        self.quick: Any = torch.compile(eager, dynamic=False, mode="reduce-overhead" if graphs else None)
+        # torch.compile's own option of this name comes too late: weights are then inputs of the graph, and nothing is packed
+        self.freezing = partial(cast(Any, inductor).patch, freezing=frozen)
         self.shape: torch.Size | None = None
 
     def __call__(self, net: Net, x: Tensor) -> Features:
@@ -206,7 +213,8 @@ class Compiled:
         if self.quick is None or x.shape != self.shape:
             return self.eager(net, x)
         try:
-            return self.quick(net, x)
+            with self.freezing():
+                return self.quick(net, x)
         except Exception as e:  # no compiler, an operation that it does not know, ...
             first = next((line.strip() for line in str(e).splitlines() if line.strip()), "no reason given")
             print(f"compile: this network runs eagerly, for torch.compile failed: {type(e).__name__}: {first}", flush=True)
