@@ -145,8 +145,7 @@ class Teacher(Net):
 
 
 def answer(net: Net, x: Tensor, speed: Speed, run: Run) -> Features:
-    if speed.channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last if speed.channels_last else torch.contiguous_format)
     if not speed.bf16:
         return run(net, x)
     with torch.autocast(x.device.type, torch.bfloat16):
