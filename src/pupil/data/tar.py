@@ -59,8 +59,8 @@ def members(reader: Reader) -> Iterator[Member]:
     """All but the folders, in the order of the file."""
     at, extra = 0, {}
     while any(header := reader.read(at, BLOCK)):
-        kind, size = header[156:157], number(header[124:136])
         check_sum(header, at)
+        kind, size = header[156:157], number(header[124:136], at)
         at += BLOCK
         if kind in EXTRA:
             if size > MOST_EXTRA:
@@ -83,17 +83,21 @@ def members(reader: Reader) -> Iterator[Member]:
 def check_sum(header: bytes, at: int) -> None:
     """The low half of Adler-32 is the sum of all bytes and 1, modulo 65521; the field itself counts as spaces."""
     found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
-    if (found - number(header[148:156])) % 65521:
-        raise ValueError(f"it is no tar file, or damaged at byte {at}; fetch it again, and unpack it if it is compressed")
+    if (found - number(header[148:156], at)) % 65521:
+        raise ValueError(broken(at))
 
 
-def number(field: bytes) -> int:
+def broken(at: int) -> str:
+    return f"it is no tar file, or damaged at byte {at}; fetch it again, and unpack it if it is compressed"
+
+
+def number(field: bytes, at: int) -> int:
     """Octal digits, or with the first bit set GNU's base 256."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
     if digits.strip(b"01234567"):
-        raise ValueError("it is no tar file, or damaged: a header holds no number where one must be; fetch it again")
+        raise ValueError(broken(at))
     return int(digits or b"0", 8)
 
 
