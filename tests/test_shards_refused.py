@@ -99,7 +99,8 @@ def test_a_shard_cut_short_is_named(cut: int, tmp_path: Path) -> None:
 
 def test_long_names_are_told_and_kept(tmp_path: Path) -> None:
     assert f"x.tar: {LONG} has no label" in told(tmp_path, (LONG, JPG, {}))
-    assert "line" in told(tmp_path, ("line\nbreak.jpg", JPG, {}))
+    for label in (b"eel", b"9"):
+        assert "x.tar/line\\nbreak.jpg" in told(tmp_path, ("line\nbreak.jpg", JPG, {}), ("line\nbreak.cls", label, {}))
 
 
 def one(tmp_path: Path, *names: str) -> Data:

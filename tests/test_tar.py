@@ -83,6 +83,12 @@ def test_lists_are_those_of_tarfile(
     assert listed(path) == by_tarfile(path)
 
 
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    raw = pack(tmp_path / "a.tar", ("a.jpg", b"", {})).read_bytes()
+    (tmp_path / "a.tar").write_bytes(with_header(raw, 0, name="é\n\x1b".encode() + b"\xff.jpg"))
+    assert [m.name for m in listed(tmp_path / "a.tar")] == ["é\\n\\x1b\\xff.jpg"]
+
+
 def test_sizes_in_base_256_and_in_pax_records_are_read(tmp_path: Path) -> None:
     raw = pack(tmp_path / "a.tar", ("a.jpg", b"x" * 600, {}), ("b.jpg", b"y", {})).read_bytes()
     wide = with_header(raw, 0, size=b"\x80" + (600).to_bytes(11, "big"))

@@ -129,7 +129,10 @@ def name_of(header: bytes, extra: dict[bytes, bytes]) -> str:
     name = extra.get(b"path") or header[:100].partition(b"\0")[0]
     if b"path" not in extra and header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].partition(b"\0")[0] + b"/" + name
-    return name.decode("utf-8", "backslashreplace") + "/" * (header[156:157] == b"5" and not name.endswith(b"/"))
+    text = name.decode("utf-8", "backslashreplace") + "/" * (header[156:157] == b"5" and not name.endswith(b"/"))
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def content(kind: bytes, size: int, extra: dict[bytes, bytes]) -> int:
