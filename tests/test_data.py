@@ -450,7 +450,7 @@ def test_an_unknown_name_gets_the_nearest_right_one(tmp_path: Path) -> None:
         ({"classes": (3,)}, "2 classes or more"),
         ({"classes": ()}, "2 classes or more"),
         ({"path": "x"}, "reads no path"),
-        ({"test_path": "x"}, "only data.name=folder reads it"),
+        ({"test_path": "x"}, "only data.name=folder or shards reads it"),
         ({"image_size": 10**6}, "200 images of 1000000 x 1000000 pixels need 600000.0 GB, the disk of"),
         ({"per_class": 3}, "data.per_class and data.train_images are both given"),
         ({"folds": 1, "fold": 0}, "data.folds is 1: 2 or more"),

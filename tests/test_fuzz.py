@@ -26,7 +26,8 @@ from pupil.models import build
 from pupil.rows import PREDICTIONS, predictions
 from pupil.types import UserError
 from tests.test_limits import PETS
-from tests.test_sources import as_folder, as_tgz, as_zip
+from tests.test_sources import GREY, as_folder, as_tgz, as_zip
+from tests.test_tar import LONG, pack
 
 few = settings(
     max_examples=60,
@@ -211,6 +212,22 @@ def test_a_bent_archive_is_listed_and_read_or_refused(data: st.DataObject, tmp_p
 
     answer(read)
     answer(lambda: list_tree("data.path", str(path)))
+
+
+@few
+@given(data=st.data())
+def test_a_bent_shard_is_listed_and_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    members = [(f"{i}.{kind}", raw, {}) for i in range(6) for kind, raw in (("jpg", GREY[i]), ("cls", str(i % 2).encode()))]
+    form = data.draw(st.sampled_from(["gnu", "pax"]))
+    path = pack(tmp_path / "in.tar", (LONG.removesuffix(".jpg"), b"", {}), *members, form=form)
+    path.write_bytes(bent(data, path.read_bytes()))
+
+    def read() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            prepare(Data(name="shards", path=str(path), image_size=8, unreadable="drop"), tmp_path / "out")
+
+    answer(read)
 
 
 # --- prepared data, checkpoints, predictions ------------------------------------------------------------------------------

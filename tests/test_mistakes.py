@@ -262,6 +262,8 @@ MISTAKES = [
     Mistake("check data.fold=1", "data.folds and data.fold go together"),
     Mistake("check data.folds=5 data.fold=5 data.val_images=null", "data.fold is 5 of 5: folds are 0 to 4"),
     Mistake("prepare data.name=cub200", "data.path is not given", "CUB_200_2011.tgz"),
+    Mistake("prepare data.name=shards", "data.path is not given", "the .tar files of a folder"),
+    Mistake("check data.name=shards data.path=pets", "data.path is 'pets': no .tar file is there"),
     Mistake("train views=0", "views: expected 1 or more, or null, got 0"),
     Mistake("train train.role=teacher views=4", "views has no effect on this stage"),
     Mistake("distill distill.method=at views=4", "at reads more of the teacher than its logits and embeddings", "views=null"),

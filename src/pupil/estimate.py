@@ -16,6 +16,7 @@ from pupil.data import Data
 from pupil.data.base import Content
 from pupil.data.draw import split_sizes
 from pupil.data.prepare import recipe
+from pupil.data.shards import some_sizes
 from pupil.fit import activate, step, teacher_features
 from pupil.flops import synchronize
 from pupil.methods.alone import Alone
@@ -170,6 +171,9 @@ def file_size(config: Data) -> int | None:
     path = Path(config.path or "").expanduser()
     if config.path is None or not path.exists():
         return None
+    if config.name == "shards":
+        sizes = some_sizes(config, SAMPLE)
+        return sum(sizes) // len(sizes) if sizes else None
     if path.is_file():  # as a share of the archive
         known = next((n for name, n in PUBLISHED.items() if config.name.startswith(name)), None)
         return None if known is None else path.stat().st_size // sum(known)

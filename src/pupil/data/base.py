@@ -19,8 +19,10 @@ class Data:
     """The `data:` section of params.yaml."""
 
     name: str = "digits"  # a row of SOURCES
-    path: str | None = None  # where the images are: a folder, .zip or .tar.gz; where downloads are kept (None: "downloads")
-    test_path: str | None = None  # folder: the test images, where they are a folder or .zip of their own
+    path: str | None = (
+        None  # where the images are: a folder, .zip, .tar.gz, shards; where downloads are kept (None: "downloads")
+    )
+    test_path: str | None = None  # folder, shards: the test images, where they are in a place of their own
     image_size: int = 32  # pixels, square
     train_images: int | None = None  # None: all that is left; else a stratified draw (from the teachers' classes as well)
     per_class: int | None = None  # so many training images of each class, instead of train_images

@@ -3,11 +3,11 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from pupil.data.tree import Tree, opener
 
 BLOCK = 64  # images per task of the thread pool
 
+Key = TypeVar("Key")  # what a file is asked for by
+Fetch = Callable[[Key], bytes]  # for any thread
+
 
 class Decoded(NamedTuple):
     pixels: np.ndarray  # (3, S, S) uint8
@@ -31,14 +34,21 @@ class Decoded(NamedTuple):
 
 def as_pool(tree: Tree, files: list[str], labels: Tensor, config: Data) -> Pool:
     """`files` of the tree and the class of each, (N,) int64."""
-    return Pool(labels, partial(read, tree, files, config.image_size, config.crop == "resized"), files)
+    return pool_of_files(partial(opener, tree), files, files, labels, config)
 
 
-def read(tree: Tree, files: list[str], size: int, resized: bool, ids: Tensor, tick: Tick) -> Images:
+def pool_of_files(
+    opener: Callable[[], Fetch[Key]], keys: Sequence[Key], names: Sequence[str], labels: Tensor, config: Data
+) -> Pool:
+    """Files that `opener()` gives the bytes of, by their keys."""
+    return Pool(labels, partial(read, opener, keys, config.image_size, config.crop == "resized"), names)
+
+
+def read(opener: Callable[[], Fetch[Key]], keys: Sequence[Key], size: int, resized: bool, ids: Tensor, tick: Tick) -> Images:
     """Decode the files at these positions."""
     pixels = torch.zeros(len(ids), 3, size, size, dtype=torch.uint8)
     sizes = torch.zeros(len(ids), 2, dtype=torch.int64)
-    target, shapes, names = pixels.numpy(), sizes.numpy(), [files[i] for i in ids.tolist()]
+    target, shapes, wanted = pixels.numpy(), sizes.numpy(), [keys[i] for i in ids.tolist()]
     marks: list[bytes] = []
     encoded: list[bytes] = []
     unreadable: dict[int, str] = {}
@@ -47,10 +57,10 @@ def read(tree: Tree, files: list[str], size: int, resized: bool, ids: Tensor, ti
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        fetch = opener(tree)
+        fetch = opener()
         workers = stack.enter_context(ThreadPoolExecutor())
-        spans = [slice(i, i + BLOCK) for i in range(0, len(names), BLOCK)]
-        jobs = (partial(decode_block, fetch, names[span], target[span], shapes[span], resized) for span in spans)
+        spans = [slice(i, i + BLOCK) for i in range(0, len(wanted), BLOCK)]
+        jobs = (partial(decode_block, fetch, wanted[span], target[span], shapes[span], resized) for span in spans)
         try:
             for found, failures, raw in workers.map(lambda job: job(), jobs):
                 unreadable |= {len(marks) + i: reason for i, reason in failures.items()}
@@ -63,14 +73,14 @@ def read(tree: Tree, files: list[str], size: int, resized: bool, ids: Tensor, ti
 
 
 def decode_block(
-    fetch: Callable[[str], bytes], names: list[str], target: np.ndarray, sizes: np.ndarray, resized: bool
+    fetch: Fetch[Key], keys: list[Key], target: np.ndarray, sizes: np.ndarray, resized: bool
 ) -> tuple[list[bytes], dict[int, str], list[bytes]]:
     """Fill target (n, 3, S, S) and sizes (n, 2); the hashes, what was wrong with some files, and if resized the files."""
     marks, failures, files = [], {}, []
-    for i, name in enumerate(names):
+    for i, key in enumerate(keys):
         mark = file = b""
         try:
-            target[i], sizes[i], mark, file = decode(fetch(name), target.shape[-1], resized)
+            target[i], sizes[i], mark, file = decode(fetch(key), target.shape[-1], resized)
         except UnidentifiedImageError:
             failures[i] = "not an image"
         except FileNotFoundError:

@@ -37,7 +37,7 @@ def draw(config: Data, content: Content, chosen: list[int]) -> dict[str, Drawn]:
             if len(ids) < need:
                 raise UserError(
                     f"class {content.classes[k]!r} has {len(ids)} images for {' and '.join(parts)}: {need} or more are "
-                    f"needed; add images to its {home} folder or choose the other classes with data.classes"
+                    f"needed; add images of it to {home} or choose the other classes with data.classes"
                 )
         if home == "train" and config.folds is not None:
             dealt = deal_folds(config, members, parts, config.folds)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from pupil.types import UserError
 
@@ -13,8 +13,10 @@ RATIO = 1032  # deflate packs no tighter; entries of a zip file that unpack to m
 GROWTH, SMALL = 100, 1 << 30  # a .tar.gz of images unpacks to as much as it has bytes; a small one of blank images to more
 HIDDEN = (".", "__MACOSX", "@eaDir")
 
+Mark = TypeVar("Mark")
 
-def counted(about: str, entries: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+
+def counted(about: str, entries: Iterable[tuple[str, Mark]]) -> Iterator[tuple[str, Mark]]:
     """The entries, of names that stay inside, and no more of them than there can be."""
     for number, (name, mark) in enumerate(entries):
         if number >= MOST_FILES:

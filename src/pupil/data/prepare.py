@@ -173,9 +173,9 @@ def check(config: Data) -> None:
             raise UserError(
                 f"data.{a} and data.{b} are both given ({getattr(config, a)}, {getattr(config, b)}); give one of them"
             )
-    if config.test_path is not None and config.name != "folder":
+    if config.test_path is not None and config.name not in ("folder", "shards"):
         raise UserError(
-            f"data.test_path is {config.test_path!r}: only data.name=folder reads it, not {config.name}; leave it out"
+            f"data.test_path is {config.test_path!r}: only data.name=folder or shards reads it, not {config.name}; leave it out"
         )
 
 

@@ -13,6 +13,7 @@ from pupil.data.augment import Augment
 from pupil.data.base import Content, Data, Source, in_memory
 from pupil.data.folder import folder
 from pupil.data.layouts import cub200, imagenet, mit67, tiny_imagenet, tiny_imagenet_cskd, tiny_imagenet_cskd_glob
+from pupil.data.shards import shards
 from pupil.types import UserError
 
 
@@ -144,4 +145,5 @@ SOURCES: dict[str, Source] = {
         IMAGENET,
     ),
     "folder": Source("your own images: a folder or .zip with one folder per class", None, None, CROP, folder),
+    "shards": Source("your own images: WebDataset shards, a folder of .tar files", None, None, CROP, shards),
 }
