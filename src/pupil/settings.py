@@ -93,7 +93,7 @@ class Settings:
     device: str = "auto"
     loader: str = "auto"  # auto | resident | streamed | workers | dali: who makes the batches, which are the same
     precision: str = "float32"  # float32 | bf16 | auto: of the networks in training; losses and weights are float32
-    layout: str = "auto"  # contiguous | channels_last | auto (channels_last on CPUs, and with bf16): of images, maps and weights in training
+    layout: str = "auto"  # contiguous | channels_last | auto (that on CPUs and with bf16): of images, maps and weights
     compile: bool | str = False  # false | true (both networks) | auto: by torch.compile
     overlap: bool = False  # on a GPU: students that are trained side by side take their steps in CUDA streams of their own
     views: int | None = None  # ways in which each image is augmented; then a cache answers for the teacher
