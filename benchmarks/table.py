@@ -1,6 +1,7 @@
 """A table of trainings from one pass of the teacher against as many runs of the common loop; prints Markdown, writes JSON.
 
 python -m benchmarks.table [--pair large] [--rows alone,kd,fitnet,...] [--threads 2] [--json table.json]
+python -m benchmarks.table --device cuda --overlap         # or --compile true: streams or graphs
 
 The rows are those of SimKD's table: the student alone, KD, FitNet, AT, SP, VID, CRD, SRRL, SemCKD, SimKD with factors 8, 4
 and 2.  All train the same made images in one process, by turns of a few steps: each row by the common loop with a teacher of
@@ -23,6 +24,7 @@ from benchmarks.common_loop import CommonLoop, Images
 from benchmarks.step import CLASSES, MEAN, PAIRS, STD, compared, machine, turn
 from pupil.data.resident import Augment, Resident
 from pupil.fit import teacher_features
+from pupil.lanes import Turns, lanes
 from pupil.methods import METHODS
 from pupil.methods.alone import Alone
 from pupil.methods.base import Setup
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="auto", choices=("float32", "bf16", "auto"))
     parser.add_argument("--layout", default="auto", choices=("contiguous", "channels_last", "auto"))
+    parser.add_argument("--compile", default="auto", choices=("false", "true", "auto"))
+    parser.add_argument("--overlap", action="store_true", help="on a GPU: each student in a CUDA stream of its own")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.rows.split(",")
@@ -60,7 +64,8 @@ def main() -> None:
         parser.error(f"--rows: there is no {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    speed = choose(args.precision, args.layout, "auto", device)
+    compile = "auto" if args.compile == "auto" else args.compile == "true"
+    speed = choose(args.precision, args.layout, compile, device)
     print(f"{machine(device)}, {args.threads} threads; {' -> '.join(PAIRS[args.pair])}, batch {args.batch}; ours: {speed}\n")
     common, ours = measure(names, args, speed, device)
     print("| training | common loop, ms per step |\n|---|---|")
@@ -95,7 +100,8 @@ def measure(names: list[str], args: argparse.Namespace, speed: Any, device: torc
         for name in names
     }
     with ExitStack() as stack:
-        ours = Table([made(name, args.pair, labels, teacher) for name in names], teacher, train)
+        side_by_side = lanes(len(names), device, args.overlap, speed.graphs)
+        ours = Table([made(name, args.pair, labels, teacher) for name in names], teacher, train, side_by_side)
         for i, training in enumerate(ours.trainings):
             stack.enter_context(quick(training.method, None if i else teacher, speed))  # type: ignore[arg-type]
         ours.begin()
@@ -144,7 +150,8 @@ def made(name: str, pair: str, labels: torch.Tensor, teacher: Net) -> Any:
 class Table:
     """All rows side by side, by the steps of `pupil.fit`."""
 
-    def __init__(self, methods: list[Any], teacher: Net, train: Resident) -> None:
+    def __init__(self, methods: list[Any], teacher: Net, train: Resident, side_by_side: Turns) -> None:
+        self.lanes = side_by_side
         self.train, self.teach, self.epoch = train, partial(teacher_features, teacher), 0
         self.trainings = [Training(method, Optim(), train, lambda values, epoch: None) for method in methods]
 
@@ -157,10 +164,13 @@ class Table:
         return self.train.epoch(self.epoch)
 
     def step(self, batch: Batch, parts: Parts) -> None:
+        self.lanes.begin()
         t = self.teach(batch)
-        for training in self.trainings:
+        for number, training in enumerate(self.trainings):
             training.steps, training.raws = 1, []  # in the midst of an epoch
-            training.step(batch, t)
+            with self.lanes.lane(number):
+                training.step(batch, t)
+        self.lanes.end()
 
 
 if __name__ == "__main__":
