@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pupil import record
 from pupil.errors import UserError
-from pupil.tracking.child import Child, child, kept
+from pupil.tracking.child import Child, kept, shared
 from pupil.tracking.mirror import Mirror
 from pupil.tracking.store import (
     RECORD,
@@ -55,7 +55,7 @@ class Stream:
         if find_spec("mlflow") is None:
             warn(f"tracking: mlflow is not installed here; {folder} keeps the record: run `python -m pupil sync` where it is")
             return
-        self.child = child(home, experiment)
+        self.child = shared(home, experiment)
         self.number = self.child.open(folder)
 
     def changed(self) -> None:

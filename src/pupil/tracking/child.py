@@ -89,7 +89,7 @@ CHILDREN: WeakValueDictionary[Key, Child] = WeakValueDictionary()  # those that 
 KEPT: dict[Key, list[Child]] = {}
 
 
-def child(home: Path, experiment: str) -> Child:
+def shared(home: Path, experiment: str) -> Child:
     """The one for this store: that of the other streams, or a new one."""
     key = home.resolve(), experiment
     found = CHILDREN.get(key)
