@@ -78,9 +78,10 @@ class Follower:
             while self.records or not self.closed:
                 ended = [record for record in self.records.values() if record.ended is not None]
                 if late := [r for r in ended if time.monotonic() >= self.deadline(r.ended or 0.0)]:
-                    self.start()  # the pusher waits for a store that does not answer
+                    self.start()  # the other one waits for a store that does not answer
+                    if self.store is None:
+                        self.again = self.hopeless = time.monotonic() + AGAIN
                 for record in late:
-                    self.hopeless = self.hopeless if self.store else time.monotonic() + AGAIN
                     self.close(record, complete=False)
                 self.change.wait(0.1 if ended else None)
         return self.complete
