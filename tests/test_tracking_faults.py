@@ -226,11 +226,12 @@ def test_a_store_that_comes_back_gets_the_rest_from_the_same_follower(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
-    follower = follow.Follower(home / "a", home, "pupil")
     result: list[bool] = []
-    thread = threading.Thread(target=lambda: result.append(follower.follow()))
+    follower = follow.Follower(home, "pupil", lambda number, complete: result.append(complete))
+    thread = threading.Thread(target=follower.follow)
     thread.start()
-    done = Record(home / "a", facts(), follower.news.set)
+    follower.hear("open", 0, str(home / "a"))
+    done = Record(home / "a", facts(), lambda: follower.hear("grew", 0))
     epochs(done, 1, 2)
     wait_for(lambda: runs(home)[1] and runs(home)[1][0].data.metrics)
     down.set()
@@ -241,6 +242,7 @@ def test_a_store_that_comes_back_gets_the_rest_from_the_same_follower(
     wait_for(lambda: len(runs(home)[0].get_metric_history(runs(home)[1][0].info.run_id, "loss")) == 6)
     (done.artifacts / "table.csv").write_text("a,b\n")
     done.finish({"test/top1": 51.5}, {})
+    follower.listen([])
     thread.join(60)
     assert result == [True]
     assert_mirrored(home, done)

@@ -31,7 +31,7 @@ from pupil.record import Record, sha256
 from pupil.resume import Keeper, Stopped, key
 from pupil.settings import Settings, plain
 from pupil.speed import Speed, choose, quick
-from pupil.tracking import Stream
+from pupil.tracking import Stream, kept
 from pupil.training import NotFinite, Training
 from pupil.types import UserError
 
@@ -53,7 +53,7 @@ def run(groups: Sequence[Sequence[Job]], data: Prepared, settings: Settings) -> 
         where(settings, jobs[0].stage)  # refuses a folder that holds something
     distributed.spread(settings.processes)
     title = jobs[0].title if len(jobs) == 1 else f"{len(jobs)} students of {jobs[0].params['teacher']}"
-    with explained(groups, data, settings, keeper), keeper.holding(title), keeper.listening():
+    with explained(groups, data, settings, keeper), keeper.holding(title), keeper.listening(), kept(HOME, settings.experiment):
         keeper.claimed(len(jobs), lambda: fresh(jobs[0].stage))
         point = keeper.load()
         distributed.from_first(keeper.point if point else None, distributed.join(pick_device(settings.device)))

@@ -5,9 +5,7 @@ global URI, so nothing in the environment can catch our runs.  The record is the
 found by asking the store, and a store that does not answer costs seconds, never a run.
 """
 
-import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pupil import record
 from pupil.errors import UserError
+from pupil.tracking.child import Child, kept, shared
 from pupil.tracking.mirror import Mirror
 from pupil.tracking.store import (
     RECORD,
@@ -33,7 +32,7 @@ from pupil.tracking.store import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-__all__ = ["Mirror", "Stream", "connect", "look_up", "parent_from_environment", "sync"]
+__all__ = ["Mirror", "Stream", "connect", "kept", "look_up", "parent_from_environment", "sync"]
 
 LATER = "run `python -m pupil sync` later"
 
@@ -45,43 +44,33 @@ def parent_from_environment() -> dict[str, str] | None:
 
 
 class Stream:
-    """Mirrors a growing record from a process of its own; whatever happens there, training goes on.
+    """Mirrors a growing record from another process, one for all streams of this one; whatever happens there, training goes on.
 
     A thread would do, but for the seconds in which it imports mlflow: then it and torch wait for one another.
     """
 
     def __init__(self, folder: Path, home: Path, experiment: str) -> None:
         self.folder = folder
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         if find_spec("mlflow") is None:
             warn(f"tracking: mlflow is not installed here; {folder} keeps the record: run `python -m pupil sync` where it is")
             return
-        source = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "pupil.tracking.follow", str(folder), str(home), experiment]
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env={**os.environ, "PYTHONPATH": path})
+        self.child = shared(home, experiment)
+        self.number = self.child.open(folder)
 
     def changed(self) -> None:
-        if self.child is not None and self.child.stdin is not None:
-            with contextlib.suppress(OSError):  # it has given up
-                self.child.stdin.write(b".")
-                self.child.stdin.flush()
+        if self.child is not None:
+            self.child.tell("grew", self.number)
 
     def close(self, seconds: float | None = None) -> None:
         """Waits for the last push; the other side sees to it that a store that does not answer costs seconds.
 
         `seconds`: at most; then the other side pushes on by itself.
         """
-        if self.child is None:
-            return
-        try:
-            self.child.communicate(timeout=seconds)
-        except OSError:
-            pass
-        except subprocess.TimeoutExpired:
+        complete = True if self.child is None else self.child.end(self.number, seconds)
+        if complete is None:
             warn(f"tracking: {self.folder} is still on its way to the store; if it does not arrive, {LATER}")
-            return
-        if self.child.returncode != 0:
+        elif not complete:
             warn(f"tracking: {self.folder} is not complete in the store; {LATER}")
 
 
