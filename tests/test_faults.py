@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from pupil import arrays, assemble, checkpoint, config, figures, points, record,
 from pupil import settings as settings_of
 from pupil.data import load, prepare
 from pupil.data.dali import Dali, installed
+from pupil.data.workers import Job, Made
 from pupil.methods.kd import KD
 from pupil.places import PREDICTIONS
 from pupil.resume import Keeper, Stopped
@@ -400,7 +402,14 @@ def test_a_worker_that_is_killed_ends_it_and_the_same_command_goes_on(
         os.kill(child.pid, signal.SIGKILL)
         child.join()
 
+    make = Made.__getitem__
+
+    def slowly(self: Made, job: Job) -> tuple[Tensor, ...]:  # else it may have made all its batches already
+        time.sleep(1 if job[0] == 2 else 0)
+        return make(self, job)
+
     with monkeypatch.context() as patch:
+        patch.setattr(Made, "__getitem__", slowly)
         in_epoch(patch, 2, kill)
         with pytest.raises(UserError, match=r"a process that makes batches has died \(.*\), often for want of memory; run the"):
             lab.train(loader="workers")
