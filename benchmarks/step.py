@@ -101,7 +101,8 @@ def main() -> None:
 
 def compared(seconds: list[list[float]]) -> tuple[list[float], float, tuple[float, float]]:
     """Milliseconds of both sides, the ratio and its quartiles."""
-    low, ratio, high = statistics.quantiles([a / b for a, b in zip(*seconds, strict=True)], n=4)
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return [1e3 * statistics.median(side) for side in seconds], ratio, (low, high)
 
 

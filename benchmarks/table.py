@@ -150,7 +150,7 @@ def made(name: str, pair: str, labels: torch.Tensor, teacher: Net) -> Any:
 class Table:
     """All rows side by side, by the steps of `pupil.fit`."""
 
-    def __init__(self, methods: list[Any], teacher: Net, train: Resident, side_by_side: Turns) -> None:
+    def __init__(self, methods: list[Any], teacher: Net, train: Resident, side_by_side: Turns = Turns()) -> None:
         self.lanes = side_by_side
         self.train, self.teach, self.epoch = train, partial(teacher_features, teacher), 0
         self.trainings = [Training(method, Optim(), train, lambda values, epoch: None) for method in methods]
