@@ -430,6 +430,22 @@ def test_a_signal_to_the_workers_as_well_is_a_stop(lab: Lab, monkeypatch: pytest
     assert points.read(lab.point)["states"][0]["place"][2] == 2
 
 
+def test_an_interrupt_that_reaches_a_worker_alone_is_nothing(
+    lab: Lab, by_loader: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal sends it to all; the training hears it, and its workers end with it."""
+
+    def interrupt() -> None:
+        child = multiprocessing.active_children()[0]
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.5)
+
+    in_epoch(monkeypatch, 2, interrupt)
+    assert lab.train(loader="workers") == by_loader["workers"]
+    assert "stopping" not in capfd.readouterr().err
+
+
 @pytest.mark.skipif(not installed(), reason="no DALI")
 def test_a_fault_of_dali_ends_it_and_the_same_command_goes_on(
     lab: Lab, by_loader: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch

@@ -124,7 +124,11 @@ class Keeper:
     def listening(self) -> Iterator[None]:
         """SIGTERM and SIGINT (Ctrl-C) are heard at the next step; a second one ends the process at once."""
 
+        mine = os.getpid()
+
         def hear(number: int, frame: object) -> None:
+            if os.getpid() != mine:  # a process that makes batches: it ends with this one
+                return
             if self.resting:
                 self.asked = signal.Signals(number).name
                 self.stop(True)
