@@ -22,7 +22,7 @@ from pupil.optim import Optim
 from pupil.settings import Settings, plain
 from pupil.types import UserError
 
-RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile", "overlap")  # how a training is run
+RUNNING = ("loader", "processes", "resume_every", "precision", "layout", "compile")  # how a training is run
 
 
 class Job(NamedTuple):
@@ -99,7 +99,7 @@ def table(settings: Settings, data: Prepared) -> list[list[Job]]:
     """For each seed the students that are trained side by side; they share their teacher."""
     cell, names = settings.distill, taught_by(settings)
     rows = (f"hp.{name}" for name in names)
-    read = "data", "optim", "distill", "protocol", *rows, "tables", "methods", "seeds", "prepared", "views", *RUNNING
+    read = "data", "optim", "distill", "protocol", *rows, "tables", "methods", "seeds", "prepared", "views", "overlap", *RUNNING
     settings.refuse_unused(*read)
     if cell.method is not None:
         raise UserError(f"distill.method={cell.method} names one method, and a table has several; use distill.table or methods")

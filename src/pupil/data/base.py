@@ -19,9 +19,7 @@ class Data:
     """The `data:` section of params.yaml."""
 
     name: str = "digits"  # a row of SOURCES
-    path: str | None = (
-        None  # where the images are: a folder, .zip, .tar.gz, shards; where downloads are kept (None: "downloads")
-    )
+    path: str | None = None  # where the images are: a folder, .zip, .tar.gz, shards; where downloads go (None: "downloads")
     test_path: str | None = None  # folder, shards: the test images, where they are in a place of their own
     image_size: int = 32  # pixels, square
     train_images: int | None = None  # None: all that is left; else a stratified draw (from the teachers' classes as well)
